@@ -1,0 +1,74 @@
+# Everything runs in .venv, made from requirements.lock by the first target that needs it. `make help` lists the targets.
+
+VENV    ?= .venv
+WORKERS ?= 0                # pytest processes: `make test WORKERS=2`; 0 runs in one
+ARGS    ?=                  # more arguments: `make demo ARGS="seed=1"`, `make test ARGS="-k ddim"`
+UV      ?= uv               # only `make lock` needs it
+
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# the first of these that starts and is new enough; PYTHON=/path/to/python3 chooses another
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-browser check format lock wheel clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install the locked packages into it (once; demo, test and check do it too)
+	@echo "$(VENV) is ready"
+
+# --no-build-isolation: hatchling comes from the lock, so this line fetches nothing
+$(STAMP): pyproject.toml requirements.lock
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { \
+		echo "alignbench needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not:" \
+		"make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing requirements.lock into $(VENV): about 3 GB to fetch, 6 GB on disk, a few minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# nothing is downloaded at run time, and an attempt is an error; torch on one thread is the fastest for models this small
+demo test test-slow test-browser: export HF_HUB_OFFLINE := 1
+test test-slow test-browser: export OMP_NUM_THREADS ?= 1
+
+demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 3 minutes
+	@$(BIN)/python -m alignbench $(ARGS)
+
+test: $(STAMP)  ## the fast tests, at most 8 minutes on 2 cores
+	@$(PYTEST) -m "not slow and not browser"
+
+test-slow: $(STAMP)  ## the tests with real processes, kills and many repeats
+	@$(PYTEST) -m slow
+
+test-browser: $(STAMP)  ## the tests that open the report in a browser
+	@$(PYTEST) -m browser
+
+check: $(STAMP)  ## lint, format, types, spelling
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy src
+	@$(BIN)/codespell
+
+format: $(STAMP)  ## mend what ruff can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock:  ## write requirements.lock again from pyproject.toml, keeping the versions that still fit (needs uv)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: install it, or make lock UV=/path/to/uv" >&2; exit 1; }
+	$(UV) pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--python-version 3.11 --extra dev --quiet --output-file requirements.lock pyproject.toml
+
+wheel: $(STAMP)  ## build the wheel into dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:  ## remove caches and builds; .venv and outputs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './outputs/*' -prune -exec rm -rf {} +

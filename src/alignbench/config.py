@@ -1,0 +1,149 @@
+"""What the front door and a run share: config nodes that no class stands behind, the errors a run can end with, where conf/ is."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
+
+from alignbench.ranges import AtLeastTwo, Count, Decay, Index, NonNegative, Positive, Text
+
+GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe", "experiment")
+PACKAGED = "package://"
+
+Track = Literal["multi_step", "few_step", "one_step"]
+Adapter = Literal["lora", "full"]
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong: one line that names the key, its file and the remedy. Exit code 2."""
+
+
+class MissingAsset(Exception):
+    """Weights, data, disk or network are not there: one line that says what to do. Exit code 3."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved. Exit code 128 + signum."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by signal {signum}; the same command continues")
+        self.signum = signum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[Text], MinLen(1)]  # names of the layers that get an adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLevel:
+    seed: Index
+    epochs: Count
+    adapter: Literal["auto", "lora", "full"]
+    guidance: Literal["auto"] | NonNegative
+    lora: Lora
+    output: Text  # root of the run folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    prompts: AtLeastTwo  # test prompts
+    images: AtLeastTwo  # images a prompt
+    every: Index  # epochs between two validation evaluations; 0 = never
+    validation_prompts: Count
+    batch: Count  # images a forward; changes speed, not results
+    grid: Count  # prompts in the picture grid
+    noise: Index  # seed of the evaluation's noise: the same for every method and seed, so that differences are paired
+    replicates: Annotated[int, Ge(100)]  # of the bootstrap
+    judges: list[object]  # rewards that score beside the trained one, each with its `_target_`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    reward_queries: Count | None
+    network_evaluations: Count | None
+    device_seconds: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts:
+    track: Track
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackFacts:
+    samplers: Annotated[list[Text], MinLen(1)]  # the first is what sampler=auto takes
+    adapter: Adapter
+    guidance: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    tracks: dict[Track, TrackFacts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerFacts:
+    threads: Index  # torch's threads; 0 = its own choice
+    micro_batch: Count  # rows a forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerLimits:
+    """Lightning's arguments that are checked more closely than Lightning annotates them."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+    devices: Literal["auto"] | Count | list[Index]
+    strategy: Text
+    num_nodes: Count
+    precision: Literal["16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true"]
+    gradient_clip_val: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerLimits:
+    """torch.optim's arguments, likewise: their ranges are otherwise met only when training begins."""
+
+    lr: Positive
+    betas: tuple[Decay, Decay]
+    eps: Positive
+    weight_decay: NonNegative
+    momentum: NonNegative
+
+
+LIMITS = {"lightning.pytorch.trainer.": TrainerLimits, "torch.optim.": OptimizerLimits}
+FACTS = {"method": MethodFacts, "model": ModelFacts, "trainer": TrainerFacts}  # keys beside `_target_` that no constructor takes
+HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
+    "output": None,
+    "eval": ("batch",),
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
+}
+
+
+def arguments(group: str, node: dict) -> dict:
+    """A group's node as its constructor takes it: without the facts."""
+    facts = {field.name for field in fields(FACTS[group])} if group in FACTS else set()
+    return {key: value for key, value in node.items() if key not in facts}
+
+
+def located(path: str) -> str:
+    """A Hub id or local path as it is; `package://name` as the file or folder inside this package."""
+    return str(Path(__file__).parent / path.removeprefix(PACKAGED)) if path.startswith(PACKAGED) else path
+
+
+def conf_folder() -> Path:
+    """conf/ inside the installed package, else at the root of the repository."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
+
+
+def choices(group: str, conf: Path) -> dict[str, str]:
+    """Each choice of a group with the line that says what it is: the first of its file, after Hydra's `# @package` where there is one."""
+    lines = {}
+    for file in sorted((conf / group).glob("*.yaml")):
+        with file.open(encoding="utf-8") as text:
+            lines[file.stem] = next((line.lstrip("# ").rstrip() for line in text if not line.startswith("# @")), "")
+    return lines

@@ -1,0 +1,130 @@
+"""What watches a training run: the history of metrics, the checkpoints, the budget's hard stop and the progress line. None changes it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from alignbench.signals import arm
+
+Row = dict[str, Any]
+
+
+class History(Callback):
+    """One row an epoch of training, and one a validation; the full history lives in the checkpoint, so a resumed run repeats no row."""
+
+    def __init__(self, validate: Callable[[], dict[str, float]], every: int, write: Callable[[list[Row]], None]):
+        """validate: scores the policy on validation prompts; every: epochs between validations, 0 for none; write: stores all rows."""
+        self.validate, self.every, self.write = validate, every, write
+        self.rows: list[Row] = []
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        if not self.rows and self.every:
+            self._add(method, "validation", 0, self.validate())
+
+    def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self._add(method, "train", epoch, {**logged, **method.collected})
+        if self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs):
+            self._add(method, "validation", epoch, self.validate())
+
+    def _add(self, method: LightningModule, split: str, epoch: int, values: dict[str, float]) -> None:
+        meters = method.policy.model.meters
+        spent = {"reward_queries": meters.reward_queries, "network_evaluations": sum(meters.network_evaluations.values())}
+        self.rows.append({"epoch": epoch, "split": split, **spent, **values})
+        self.write(self.rows)
+
+    def latest(self, split: str, name: str) -> float | None:
+        return next((row[name] for row in reversed(self.rows) if row["split"] == split and name in row), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
+
+class Saver(Checkpoint):
+    """A checkpoint after every epoch, through the trainer's CheckpointIO. Lightning runs `Checkpoint` callbacks last."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        arm()  # Lightning has taken SIGTERM for itself by now, and would end the run with exit code 0
+
+    def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class BudgetStop(Callback):
+    """Ends training after the first epoch that reached a limit. Seconds are counted in this process only."""
+
+    def __init__(self, *, reward_queries: int | None, network_evaluations: int | None, device_seconds: float | None):
+        self.limits = {"reward_queries": reward_queries, "network_evaluations": network_evaluations, "device_seconds": device_seconds}
+        self.started = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        self._check(trainer, method)  # a run that was killed after its last epoch goes no further
+
+    def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
+        self._check(trainer, method)
+
+    def _check(self, trainer: Trainer, method: LightningModule) -> None:
+        meters = method.policy.model.meters
+        spent = {
+            "reward_queries": meters.reward_queries,
+            "network_evaluations": sum(meters.network_evaluations.values()),
+            "device_seconds": time.monotonic() - self.started,
+        }
+        if any(limit is not None and spent[name] >= limit for name, limit in self.limits.items()):
+            trainer.should_stop = True
+
+
+class Progress(Callback):
+    """A bar with reward and KL on a terminal, a plain line an epoch elsewhere."""
+
+    def __init__(self, history: History, say: Callable[[str], None], terminal: bool):
+        self.history, self.say, self.terminal = history, say, terminal
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        self.started, self.first = time.monotonic(), trainer.current_epoch
+        if self.terminal:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task("training", total=trainer.max_epochs, completed=trainer.current_epoch, figures=self._figures())
+            self.bar.start()
+
+    def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if self.bar is not None:
+            self.bar.update(self.task, completed=epoch, figures=self._figures())
+            return
+        left = (time.monotonic() - self.started) / (epoch - self.first) * (trainer.max_epochs - epoch)
+        self.say(f"epoch {epoch}/{trainer.max_epochs}  {self._figures()}  {left:.0f} s left")
+
+    def on_train_end(self, trainer: Trainer, method: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _figures(self) -> str:
+        known = {
+            "reward": self.history.latest("train", "reward"),
+            "validation": self.history.latest("validation", "reward"),
+            "kl": self.history.latest("validation", "kl"),
+        }
+        return "  ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)

@@ -1,0 +1,98 @@
+"""Scores a policy image by image on fixed prompts and fixed noise, and compares it with the reference on the same ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignbench.evaluation.statistics import paired_difference
+from alignbench.policy import Policy
+from alignbench.rewards.base import Reward
+from alignbench.rng import generator
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row an image, in the order of the images."""
+
+    rows: list[Row]
+    images: Tensor  # [prompts * each,3,H,W] on the CPU
+
+    def mean(self, column: str) -> float:
+        return sum(row[column] for row in self.rows) / len(self.rows)
+
+
+@torch.no_grad()
+def score(policy: Policy, judges: Sequence[Reward], prompts: dict[int, str], each: int, noise: int) -> Scored:
+    """`each` images a prompt. Image (prompt, k) has its own noise, the same for every method, seed and for the reference.
+
+    prompts: by their index in the split; noise: the seed of the noise. Nothing here counts towards a budget.
+    """
+    ids = [(prompt_id, k) for prompt_id in prompts for k in range(each)]
+    texts = [prompts[prompt_id] for prompt_id, _ in ids]
+    generators = [generator(noise, "evaluation", prompt_id, k) for prompt_id, k in ids]
+    with policy.model.meters.paused():
+        rollout = policy.rollout(texts, "image", generators)
+        images = policy.images(rollout)
+        columns = {judge.name: judge(images, texts) for judge in judges}
+        columns["kl"] = policy.path_kl(rollout)
+    columns["diversity"] = within_prompt_distance(images, each)
+    values = {name: column.double().tolist() for name, column in columns.items()}
+    rows = [
+        {"prompt_id": prompt_id, "prompt": prompts[prompt_id], "k": k} | {name: column[i] for name, column in values.items()}
+        for i, (prompt_id, k) in enumerate(ids)
+    ]
+    return Scored(rows, images.float().cpu())
+
+
+def within_prompt_distance(images: Tensor, each: int) -> Tensor:
+    """For each image its mean RMS pixel distance to the other images of its prompt: [B], 0 where all are the same."""
+    groups = images.float().reshape(-1, each, images[0].numel())
+    distance = torch.cdist(groups, groups) / groups.shape[-1] ** 0.5
+    return (distance.sum(-1) / max(each - 1, 1)).flatten()
+
+
+def compare(reference: Scored, policy: Scored, judges: Sequence[Reward], trained: str, replicates: int) -> list[dict[str, Any]]:
+    """The result's table: each metric's means and the paired difference with its 95 % interval over prompts and images."""
+    about = [_about(judge, trained) for judge in judges] + [
+        {
+            "name": "kl",
+            "label": "divergence",
+            "unit": "nats",
+            "larger_is_better": False,
+            "note": "path KL to the reference, summed over the steps",
+        },
+        {
+            "name": "diversity",
+            "label": "diversity",
+            "unit": "RMS pixel distance",
+            "larger_is_better": True,
+            "note": "between images of one prompt",
+        },
+    ]
+    groups = [row["prompt_id"] for row in policy.rows]
+    table = []
+    for facts in about:
+        before, after = ([row[facts["name"]] for row in scored.rows] for scored in (reference, policy))
+        interval = paired_difference(before, after, groups, seed=0, replicates=replicates, level=0.95)
+        table.append(
+            facts
+            | {"reference": reference.mean(facts["name"]), "policy": policy.mean(facts["name"]), "difference": interval.mean}
+            | {"interval": [interval.low, interval.high], "prompts": interval.prompts, "images": interval.images}
+        )
+    return table
+
+
+def _about(judge: Reward, trained: str) -> dict[str, Any]:
+    label = "trained" if judge.name == trained else "gold" if judge.gold else "held out"
+    return {
+        "name": judge.name,
+        "label": label,
+        "unit": judge.unit,
+        "larger_is_better": True,
+        "note": " ".join((judge.__doc__ or "").split()),
+    }

@@ -1,0 +1,120 @@
+"""The objects that a config names, wired: what is collected, what is scored, and what a run will cost."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+
+from alignbench.config import arguments
+from alignbench.datasets.base import Prompts, draw, spread
+from alignbench.evaluation.evaluate import Scored, score
+from alignbench.methods.base import Method
+from alignbench.models.base import Diffusion, Spec
+from alignbench.policy import Policy
+from alignbench.rewards.base import Reward
+from alignbench.rewards.judge import Judge
+from alignbench.rng import Draws
+
+WHO = "policy"
+
+
+@dataclass
+class Experiment:
+    config: dict[str, Any]
+    model: Diffusion
+    spec: Spec
+    policy: Policy
+    reward: Reward
+    judges: list[Reward]  # the trained reward first, then those that only evaluate
+    prompts: Prompts
+    method: Method
+    trainer: Trainer | None = None
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> "Experiment":
+        """Instantiate every group. Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here."""
+        torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
+        model: Diffusion = instantiate(arguments("model", config["model"]))
+        spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
+        model.grow(WHO, spec)
+        policy = Policy(model, instantiate(config["sampler"]), WHO, config["eval"]["batch"])
+        reward: Reward = instantiate(config["reward"])
+        judges = {each.name: each for each in (reward, *map(instantiate, config["eval"]["judges"]))}
+        method: Method = instantiate(
+            arguments("method", config["method"]),
+            policy=policy,
+            judge=Judge(reward, model.meters),
+            micro_batch=config["trainer"]["micro_batch"],
+        )
+        return cls(config, model, spec, policy, reward, list(judges.values()), instantiate(config["dataset"]), method)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Take the trainer's device and precision, for what happens outside its own loop too."""
+        self.trainer = trainer
+        self.method.to(trainer.strategy.root_device)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The update's autocast: outside it the first importance ratio of a mixed-precision run would not be 1."""
+        return self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext()
+
+    def collect(self) -> Any:
+        """This epoch's minibatches, from the current policy."""
+        draws = Draws(self.config["seed"], self.trainer.current_epoch if self.trainer else 0)
+        each = self.method.images_per_prompt
+        prompts = draw(self.prompts.train, self.method.images // each, each, draws.one("prompts"))
+        with self.precision():
+            return self.method.collect(prompts, draws)
+
+    def scored(self, split: str, count: int, policy: Policy) -> Scored:
+        options, prompts = self.config["eval"], getattr(self.prompts, split)
+        chosen = {index: prompts[index] for index in spread(prompts, count)}
+        with self.precision():
+            return score(policy, self.judges, chosen, options["images"], options["noise"])
+
+    def validate(self) -> dict[str, float]:
+        """Means on validation prompts: one point of every curve."""
+        scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.policy)
+        means = {name: scored.mean(name) for name in (*(judge.name for judge in self.judges), "kl", "diversity")}
+        return {"reward": means[self.reward.name], **means}
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.method.trainable().values())
+
+    def plan(self) -> str:
+        """What will happen, before it does."""
+        options, epochs, method = self.config["eval"], self.config["epochs"], self.method
+        evaluations = epochs * sum(method.plan().values())
+        images = options["prompts"] * options["images"]
+        lines = {
+            "trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}",
+            "epochs": f"{epochs}, each {method.images} images and {method.num_batches() // method.accumulate} updates",
+            "reward queries": f"{epochs * method.images:,}",
+            "network evaluations": f"{evaluations:,} (guidance doubles them, a backward pass counts two more)",
+            "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
+            "evaluation": f"{images} images of {options['prompts']} test prompts, of the reference and of the policy",
+            "estimated time": f"{_duration(self._seconds(evaluations))} of training",
+        }
+        return "\n".join(f"  {name:<20} {value}" for name, value in lines.items())
+
+    @torch.no_grad()
+    def _seconds(self, evaluations: int) -> float:
+        """Evaluations times what one costs here, by one timed forward pass (the second: the first one warms up)."""
+        rows, device = min(64, self.config["trainer"]["micro_batch"]), self.model.device
+        x = torch.zeros(rows, *self.model.shape, device=device, dtype=self.model.alpha_bar.dtype)
+        t = torch.zeros(rows, dtype=torch.long, device=device)
+        cond = self.model.encode([""]).expand(rows, -1, -1)
+        with self.model.meters.paused(), self.precision():
+            for _ in range(2):
+                started = time.perf_counter()
+                self.model.eps(x, t, cond, WHO).sum().item()
+        return evaluations * (time.perf_counter() - started) / rows
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,41 @@
+"""The budget meters: what training has spent so far, counted where it is spent so that no method can forget it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Meters:
+    """Reward queries and network evaluations of training; what runs inside `paused()` (evaluation, the plan's probe) counts nothing.
+
+    A reward query is one image newly shown to the judge. A network evaluation is one sample through one denoiser, by role; a guided one
+    counts 2, and its backward pass twice as much again.
+    """
+
+    def __init__(self) -> None:
+        self.reward_queries = 0
+        self.network_evaluations: Counter[str] = Counter()
+        self._paused = False
+
+    def query(self, images: int) -> None:
+        if not self._paused:
+            self.reward_queries += images
+
+    def evaluate(self, role: str, samples: int, backward: bool) -> None:
+        if not self._paused:
+            self.network_evaluations[role] += samples * (3 if backward else 1)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def state(self) -> dict[str, object]:
+        return {"reward_queries": self.reward_queries, "network_evaluations": dict(self.network_evaluations)}
+
+    def load(self, state: dict) -> None:
+        self.reward_queries = state["reward_queries"]
+        self.network_evaluations = Counter(state["network_evaluations"])

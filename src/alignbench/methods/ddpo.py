@@ -1,0 +1,137 @@
+"""DDPO: denoising diffusion policy optimisation (Black et al., 2305.13301), importance-sampled (IS) and score-function (SF)."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from alignbench.methods.base import Method, Metrics
+from alignbench.objectives import Reduce, clipped_surrogate, group_advantage, per_unit, score_function, standardise
+from alignbench.policy import summed
+from alignbench.ranges import Count, NonNegative, Positive
+from alignbench.rng import Draws
+from alignbench.tables import Minibatches, Transition, largest_divisor
+
+
+class PromptStatistics:
+    """Running mean and std of each prompt's last rewards (DDPO, section 4.3); too few, and the batch's own serve instead."""
+
+    def __init__(self, buffer: int, enough: int):
+        self.buffer, self.enough = buffer, enough
+        self.rewards: dict[str, deque[float]] = {}
+
+    def advantage(self, reward: Tensor, prompts: list[str]) -> Tensor:
+        """Remember rewards [B], then standardise them by what is known of their prompts: [B]."""
+        for value, prompt in zip(reward.tolist(), prompts, strict=True):
+            self.rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(value)
+        advantage = standardise(reward)
+        for row, prompt in enumerate(prompts):
+            if len(self.rewards[prompt]) >= self.enough:
+                known = torch.tensor(self.rewards[prompt], device=reward.device)
+                constant = known.amax() == known.amin()
+                advantage[row] = 0.0 if constant else (reward[row] - known.mean()) / (known.std(correction=0) + 1e-6)
+        return advantage
+
+
+class DDPO(Method):
+    """Policy gradient on the denoising steps; the reward arrives at the last one."""
+
+    def __init__(
+        self,
+        *,
+        images: Count,
+        images_per_prompt: Count,
+        batch: Count,
+        inner_epochs: Count,
+        form: Literal["importance_sampled", "score_function"],
+        clip: Positive,
+        advantage: Literal["per_prompt", "group", "batch", "none"],
+        advantage_clip: Positive,
+        buffer: Count,
+        enough: Count,
+        reduce: Reduce,
+        kl: NonNegative,
+        **base: Any,
+    ):
+        """images: collected an epoch; batch: images an optimiser step; advantage: what a reward is standardised by (per_prompt: the prompt's
+        last `buffer` rewards once there are `enough`); kl: weight of the step KL to the reference; clip and kl are in the unit of `reduce`."""
+        super().__init__(**base)
+        if images % batch or images % images_per_prompt:
+            raise ValueError(
+                f"method.images={images} must be a multiple of method.batch={batch} and method.images_per_prompt={images_per_prompt}"
+            )
+        if form == "score_function" and inner_epochs > 1:
+            raise ValueError("method.form=score_function is on-policy: set method.inner_epochs=1 or method.form=importance_sampled")
+        self.images, self.images_per_prompt, self.batch, self.inner_epochs = images, images_per_prompt, batch, inner_epochs
+        self.form, self.clip, self.advantage, self.advantage_clip = form, clip, advantage, advantage_clip
+        self.statistics = PromptStatistics(buffer, enough)
+        self.reduce, self.kl = reduce, kl
+        self._rows = batch * int(self.policy.trained_steps.sum())
+        self._micro_batch = largest_divisor(self._rows, self.micro_batch)
+
+    def num_batches(self) -> int:
+        return self.inner_epochs * (self.images // self.batch) * self.accumulate
+
+    def plan(self) -> dict[str, int]:
+        a_step = self.images * self.policy.sampler.evaluations
+        updated = self.inner_epochs * int(self.policy.trained_steps.sum()) * a_step
+        reference = {"reference": updated} if self.kl > 0 else {}
+        return {"policy": self.policy.sampler.steps * a_step + 3 * updated} | reference
+
+    @property
+    def accumulate(self) -> int:
+        return self._rows // self._micro_batch
+
+    def collect(self, prompts: list[str], draws: Draws) -> Sequence[Transition]:
+        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
+        with torch.no_grad():
+            reward = self.judge.score(self.policy.images(rollout), prompts)
+        match self.advantage:
+            case "per_prompt":
+                advantage = self.statistics.advantage(reward, prompts)
+            case "group":
+                advantage = group_advantage(reward, prompts)
+            case "batch":
+                advantage = standardise(reward)
+            case "none":
+                advantage = reward
+        self.collected = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
+        return Minibatches(
+            rollout=rollout,
+            advantage=advantage.clamp(-self.advantage_clip, self.advantage_clip),
+            trained=self.policy.trained_steps,
+            batch=self.batch,
+            micro_batch=self._micro_batch,
+            epochs=self.inner_epochs,
+            shuffle=draws.one("minibatches"),
+        )
+
+    def loss(self, batch: Transition) -> tuple[Tensor, Metrics]:
+        step = self.policy.at(batch)
+        log_p = summed(step.log_prob(batch.y), "image")  # [N] log p_theta(x_{t-1} | x_t, c), in nats
+        log_ratio = per_unit(log_p - batch.log_prob, self.policy.dimensions, self.reduce)
+        if self.form == "importance_sampled":
+            loss = clipped_surrogate(log_ratio, batch.advantage, self.clip).mean()  # DDPO-IS with PPO's clip
+        else:
+            loss = score_function(per_unit(log_p, self.policy.dimensions, self.reduce), batch.advantage).mean()  # DDPO-SF
+        metrics = {
+            "log_ratio": log_ratio.detach().mean(),
+            "clipped": (log_ratio.detach().exp() - 1).abs().gt(self.clip).float().mean(),
+            "approx_kl": 0.5 * (log_p - batch.log_prob).detach().square().mean(),
+        }
+        if self.kl > 0:
+            kl = step.kl(self.policy.reference.at(batch)).flatten(1).sum(1)  # [N] nats
+            loss = loss + self.kl * per_unit(kl, self.policy.dimensions, self.reduce).mean()
+            metrics["step_kl"] = kl.detach().mean()
+        return loss, metrics
+
+    def idle(self, batch: Transition) -> bool:
+        return self.kl == 0 and not bool(batch.advantage.any())
+
+    def get_extra_state(self) -> dict[str, list[float]]:
+        return {prompt: list(rewards) for prompt, rewards in self.statistics.rewards.items()}
+
+    def set_extra_state(self, state: dict[str, list[float]]) -> None:
+        self.statistics.rewards = {prompt: deque(rewards, maxlen=self.statistics.buffer) for prompt, rewards in state.items()}

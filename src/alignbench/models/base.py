@@ -1,0 +1,130 @@
+"""A frozen text-to-image diffusion model and the trainable copies grown on it, named by `who`; `who=None` is the reference itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from alignbench.meters import Meters
+from alignbench.rng import Generators, normal
+
+Who = str | None
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a trainable copy is: a LoRA adapter on the frozen base, or a full copy of the denoiser."""
+
+    kind: Literal["lora", "full"]
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # names of the layers that get an adapter, as peft matches them
+
+
+class Diffusion(nn.Module, ABC):
+    """Families implement `encode`, `decode`, `predict`, `grow` and the schedule; guidance, conversion and counting live here alone."""
+
+    shape: tuple[int, int, int]  # C, h, w of a latent
+    prediction: Prediction
+    alpha_bar: Tensor  # [T+1] cumulative products of the training schedule; the last entry (index -1) is the final step's target
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meters = Meters()
+        self._embeddings: dict[str, Tensor] = {}
+
+    # ---- what a family says
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Run the frozen text encoder: [B,L,D]."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [0,1] from final latents; differentiable."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
+        """The raw output of one denoiser call: [N,C,h,w], of the kind that `prediction` names."""
+
+    @abstractmethod
+    def grow(self, who: str, spec: Spec) -> None:
+        """Add a trainable copy named `who` that starts as the reference."""
+
+    @abstractmethod
+    def trainable(self, who: str) -> dict[str, nn.Parameter]:
+        """The parameters of `who`, by a name that is stable across runs."""
+
+    @abstractmethod
+    def times(self, steps: int) -> Tensor:
+        """The sampler's time grid: [steps+1] indices into `alpha_bar`, from noise to image; the last is where the last step lands."""
+
+    # ---- what follows for all
+
+    def train(self, mode: bool = True) -> "Diffusion":
+        """Always in eval mode: a dropout that woke up in the update would move the importance ratio away from 1."""
+        return super().train(False)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompt embeddings [B,L,D]; each distinct prompt is embedded once."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        if missing:
+            with torch.no_grad():
+                self._embeddings.update(zip(missing, self.embed(missing), strict=True))
+        return torch.stack([self._embeddings[prompt] for prompt in prompts]).to(self.device)
+
+    def prior(self, generators: Generators) -> Tensor:
+        """Starting noise [n,C,h,w], one row a generator."""
+        return normal(self.shape, generators, like=torch.empty(0, device=self.device, dtype=self.alpha_bar.dtype))
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = alpha x_0 + sigma eps at times t [N]: two tensors [N,1,1,1]."""
+        alpha_bar = self.alpha_bar.to(t.device)[t][:, None, None, None]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def eps(self, x: Tensor, t: Tensor, cond: Tensor, who: Who, guidance: float | None = None) -> Tensor:
+        """The noise in x_t [N,C,h,w], in x's dtype, as `who` sees it.
+
+        guidance is diffusers' scale: eps(empty) + guidance * (eps(cond) - eps(empty)); None and 1 mean unguided. Both halves go through
+        the network in one forward pass.
+        """
+        if guidance is None or guidance == 1:
+            output = self.predict(x, t, cond, who)
+            samples = len(x)
+        else:
+            empty = self.encode([""]).expand_as(cond)
+            unconditional, conditional = self.predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, cond]), who).chunk(2)
+            output = unconditional + guidance * (conditional - unconditional)
+            samples = 2 * len(x)
+        self.meters.evaluate(who or "reference", samples, backward=output.requires_grad)
+        output = output.to(x.dtype)
+        if self.prediction == "epsilon":
+            return output
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * output + sigma * x
+
+    def x0(self, x: Tensor, t: Tensor, cond: Tensor, who: Who, guidance: float | None = None) -> Tensor:
+        """The clean latent that x_t is predicted to come from: [N,C,h,w]."""
+        alpha, sigma = self.alpha_sigma(t)
+        return (x - sigma * self.eps(x, t, cond, who, guidance)) / alpha
+
+    @contextmanager
+    def frozen(self, who: str) -> Iterator[None]:
+        """Within it gradients pass through `who` but not into its weights."""
+        wanted = {parameter: parameter.requires_grad for parameter in self.trainable(who).values()}
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, before in wanted.items():
+                parameter.requires_grad_(before)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

@@ -1,0 +1,55 @@
+"""Diffusion of Gaussian data: score, sampler's law and optimum are known in closed form, so that a method can be proven in seconds."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alignbench.models.base import Diffusion, Spec, Who
+
+
+class GaussianWorld(Diffusion):
+    """Data N(mean, std^2 I) whatever the prompt, its exact denoiser, and copies that change that denoiser's x0-prediction affinely.
+
+    A copy predicts x0' = (1 + gain) * x0_exact(x_t) + shift, with one gain and one shift for all times: the sampler's law stays Gaussian
+    and follows from a two-line recursion.
+    """
+
+    prediction = "epsilon"
+
+    def __init__(self, *, shape: tuple[int, int, int], mean: float, std: float):
+        super().__init__()
+        self.shape, self.mean, self.std = tuple(shape), mean, std
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()  # Stable Diffusion 1.5's schedule
+        alpha_bar = (1 - betas).cumprod(0)
+        self.register_buffer("alpha_bar", torch.cat([alpha_bar, alpha_bar[:1]]).float(), persistent=False)
+        self.copies = nn.ModuleDict()
+
+    def times(self, steps: int) -> Tensor:
+        return torch.linspace(999, 0, steps + 1).round().long()
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(prompts), 1, 1)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The latent itself, as a grey image: rewards of this world read numbers, so nothing is clamped."""
+        return x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+
+    def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
+        alpha, sigma = self.alpha_sigma(t)
+        variance = alpha**2 * self.std**2 + sigma**2
+        x0 = self.mean + alpha * self.std**2 / variance * (x - alpha * self.mean)
+        if who is not None:
+            x0 = (1 + self.copies[who]["gain"]) * x0 + self.copies[who]["shift"]
+        return (x - alpha * x0) / sigma
+
+    def grow(self, who: str, spec: Spec) -> None:
+        dtype = self.alpha_bar.dtype
+        self.copies[who] = nn.ParameterDict({"gain": torch.zeros((), dtype=dtype), "shift": torch.zeros(self.shape, dtype=dtype)})
+
+    def trainable(self, who: str) -> dict[str, nn.Parameter]:
+        return dict(self.copies[who].named_parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.alpha_bar.device

@@ -1,0 +1,39 @@
+"""LoRA adapters inside a frozen network (peft), switched without touching requires_grad."""
+
+from torch import nn
+
+from alignbench.models.base import Spec
+
+
+def grow(network: nn.Module, who: str, spec: Spec) -> None:
+    """Inject an adapter named `who`: B = 0, so the network starts unchanged; dropout 0, so that it stays a function."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets), lora_dropout=0.0, init_lora_weights="gaussian"
+    )
+    before = {id(parameter) for parameter in network.parameters()}
+    frozen = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    inject_adapter_in_model(config, network, adapter_name=who)
+    for parameter in network.parameters():  # peft freezes and thaws by its own rule; ours: what was frozen stays so, the new is trained
+        parameter.requires_grad_(id(parameter) not in before)
+    assert not any(frozen.values()), "the base must be frozen before an adapter grows on it"
+
+
+def switch(network: nn.Module, who: str | None) -> None:
+    """Make `who` the active adapter; None switches all adapters off, which leaves the untouched base.
+
+    Sets peft's own flags directly: its public `set_adapter` and `disable_adapters` also flip requires_grad, which would make an inactive
+    network's weights fall out of the optimiser's graph.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer._disable_adapters = who is None
+            layer._active_adapter = [] if who is None else [who]
+
+
+def parameters(network: nn.Module, who: str) -> dict[str, nn.Parameter]:
+    """The adapter's weights by name."""
+    return {name: parameter for name, parameter in network.named_parameters() if "lora_" in name and f".{who}." in f".{name}."}

@@ -1,0 +1,103 @@
+"""Stable Diffusion 1.x and 2.x: a pipeline folder or Hub repository with a UNet, one text encoder and a VAE; the sandbox is one too."""
+
+import copy
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from alignbench.config import MissingAsset
+from alignbench.models import lora
+from alignbench.models.base import Diffusion, Spec, Who
+
+PACKAGED = "package://"
+
+
+def located(path: str) -> str:
+    """A Hub id or local folder as `from_pretrained` takes it; `package://name` is a folder inside this package."""
+    return str(files("alignbench").joinpath(path.removeprefix(PACKAGED))) if path.startswith(PACKAGED) else path
+
+
+class StableDiffusion(Diffusion):
+    """Latents [C,h,w] of the pipeline's UNet; a LoRA adapter or a full copy of the UNet a `who`."""
+
+    def __init__(self, *, path: str, revision: str | None):
+        """path: Hub id, local folder or package://folder. Raises MissingAsset where it cannot be had."""
+        super().__init__()
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                located(path),
+                revision=revision,
+                torch_dtype=torch.float32,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MissingAsset(
+                f"model.path={path}: no pipeline there ({reason}); fetch it with `hf download {path}` or name a local folder"
+            ) from error
+        pipeline.set_progress_bar_config(disable=True)
+        self.unet, self.vae, self.text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
+        self.tokenizer = pipeline.tokenizer
+        self.requires_grad_(False)
+        self.eval()
+        self.copies = nn.ModuleDict()
+
+        self._scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        self.prediction = self._scheduler.config.prediction_type
+        self.register_buffer(
+            "alpha_bar", torch.cat([self._scheduler.alphas_cumprod, self._scheduler.final_alpha_cumprod.reshape(1)]), persistent=False
+        )
+        self.shape = (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+
+    def times(self, steps: int) -> Tensor:
+        """The pipeline's own DDIM spacing. A step below time 0 lands on the schedule's final alpha (index -1)."""
+        self._scheduler.set_timesteps(steps)
+        here = self._scheduler.timesteps.cpu()
+        return torch.cat([here, (here[-1:] - self._scheduler.config.num_train_timesteps // steps).clamp(min=-1)])
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+
+    def decode(self, x: Tensor) -> Tensor:
+        images = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
+        network = self.copies[who] if who is not None and who in self.copies else self.unet
+        if network is self.unet:
+            lora.switch(self.unet, who)
+        return network(x, t, encoder_hidden_states=cond).sample
+
+    def grow(self, who: str, spec: Spec) -> None:
+        if spec.kind == "full":
+            self.copies[who] = copy.deepcopy(self.unet).requires_grad_(True)
+        else:
+            lora.grow(self.unet, who, spec)
+
+    def trainable(self, who: str) -> dict[str, nn.Parameter]:
+        return dict(self.copies[who].named_parameters()) if who in self.copies else lora.parameters(self.unet, who)
+
+    def export(self, who: str, folder: Path, spec: Spec) -> None:
+        """Write `who` as others load it: a diffusers LoRA (`load_lora_weights`) or a UNet folder (`UNet2DConditionModel.from_pretrained`)."""
+        if spec.kind == "full":
+            self.copies[who].save_pretrained(folder / "unet")
+            return
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=who))
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=self.unet.peft_config[who].to_dict()
+        )

@@ -1,0 +1,40 @@
+"""The papers' equations, as functions of tensors. Nothing here knows of networks, samplers or logging."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduce = Literal["mean", "sum"]
+
+
+def per_unit(nats: Tensor, dimensions: int, reduce: Reduce) -> Tensor:
+    """A log-probability that is a sum over `dimensions`, in the unit that a method's clip and weights are given in."""
+    return nats / dimensions if reduce == "mean" else nats
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's pessimistic bound as a loss, elementwise (DDPO, section 4.3; PPO, equation 7). log_ratio, advantage: one shape."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """REINFORCE as a loss, elementwise (DDPO, equation DDPO-SF). Its gradient is that of the surrogate at ratio 1."""
+    return -advantage * log_prob
+
+
+def standardise(reward: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """(r - mean) / (std + epsilon) over the batch [B], population std. Equal rewards give exactly 0, whatever the rounding of their mean."""
+    if reward.amax() == reward.amin():
+        return torch.zeros_like(reward)
+    return (reward - reward.mean()) / (reward.std(correction=0) + epsilon)
+
+
+def group_advantage(reward: Tensor, prompts: list[str], epsilon: float = 1e-6) -> Tensor:
+    """Standardise within the images of each prompt: reward [B] -> [B]. A prompt's advantages sum to zero."""
+    advantage = torch.empty_like(reward)
+    for prompt in dict.fromkeys(prompts):
+        members = torch.tensor([each == prompt for each in prompts], device=reward.device)
+        advantage[members] = standardise(reward[members], epsilon)
+    return advantage

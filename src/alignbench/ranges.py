@@ -1,0 +1,14 @@
+"""The ranges that constructors annotate their numbers with; the front door refuses a value outside them before anything is imported."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+Index = Annotated[int, Ge(0)]
+AtLeastTwo = Annotated[int, Ge(2)]
+Text = Annotated[str, MinLen(1)]

@@ -1,0 +1,23 @@
+"""Gold: whether the exact judge finds all five attributes of a scene right. Meant for evaluation; training on it leaves no gold standard."""
+
+from torch import Tensor
+
+from alignbench.rewards.base import Reward
+from alignbench.worlds.scenes import correct
+
+
+class ExactJudge(Reward):
+    """1 where shape, colour, size, position and background are all as the prompt says, else 0."""
+
+    name = "exact_judge"
+    gold = True
+    differentiable = False
+    spatial = False
+    range = (0.0, 1.0)
+    unit = "share all right"
+    licence = "Apache-2.0"
+    backbone = ""
+    training_data = ""
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return correct(images, prompts).all(1).float().to(images.device)

@@ -1,0 +1,167 @@
+"""One experiment from its composed config to its page: build, say what will happen, fit, evaluate, record."""
+
+import hashlib
+import logging
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+
+from alignbench import __version__
+from alignbench.checkpoint import AtomicCheckpointIO, Damaged, newest
+from alignbench.compose import RESULTS_VERSION, Composed
+from alignbench.config import MissingAsset, arguments
+from alignbench.evaluation.callbacks import BudgetStop, History, Progress, Row, Saver
+from alignbench.evaluation.evaluate import compare
+from alignbench.experiment import WHO, Experiment
+from alignbench.report.page import grid_picture, render
+from alignbench.report.record import Record, read_result
+from alignbench.rollouts import Rollouts
+from alignbench.signals import armed
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def execute(composed: Composed) -> int:
+    """Run, continue or show an experiment; the exit code. Raises ValueError, MissingAsset, Stopped."""
+    warnings.filterwarnings("ignore", module="lightning")  # advice for data loaders, which this is not
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    record = Record(composed.folder)
+    if record.finished:
+        say(f"already done, nothing to run: {composed.folder}")
+        print(summary(read_result(composed.folder)))
+        return 0
+    with armed():
+        started = time.time()
+        config = composed.config
+        if config["trainer"]["threads"]:
+            torch.set_num_threads(config["trainer"]["threads"])
+        experiment = Experiment.build(config)
+        history = History(experiment.validate, config["eval"]["every"], record.metrics)
+        experiment.attach(trainer_of(experiment, composed, history))
+        say(f"{composed.folder}\n{experiment.plan()}")
+        record.open(composed.identity)
+        trained = time.time()
+        fit(experiment, composed)
+        evaluated = time.time()
+        finish(experiment, composed, record, history.rows)
+        record.timing(
+            {
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+                "host": platform.node(),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                "threads": torch.get_num_threads(),
+                "seconds": {"building": trained - started, "training": evaluated - trained, "evaluation": time.time() - evaluated},
+                "versions": {"alignbench": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            }
+        )
+    print(summary(read_result(composed.folder)))
+    print(f"results: {composed.folder}\npage:    {composed.folder / 'report.html'}")
+    return 0
+
+
+def trainer_of(experiment: Experiment, composed: Composed, history: History) -> Trainer:
+    config = experiment.config
+    return instantiate(
+        arguments("trainer", config["trainer"]),
+        accumulate_grad_batches=experiment.method.accumulate,
+        callbacks=[history, BudgetStop(**config["budget"]), Progress(history, say, sys.stderr.isatty()), Saver(last(composed))],
+        plugins=[AtomicCheckpointIO(composed.hash)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=composed.folder,
+    )
+
+
+def last(composed: Composed) -> Path:
+    return composed.folder / "checkpoints" / "last.ckpt"
+
+
+def fit(experiment: Experiment, composed: Composed) -> None:
+    """Train from the newest whole checkpoint, or from the start."""
+    try:
+        resume = newest(last(composed), composed.hash, say)
+    except Damaged as damage:
+        raise MissingAsset(str(damage)) from damage
+    if resume is not None:
+        say(f"continuing from {resume.name}")
+    loader = Rollouts(experiment.collect, experiment.method.num_batches())
+    trainer = experiment.trainer
+    trainer.fit(experiment.method, loader, ckpt_path=resume, weights_only=True)
+    experiment.attach(trainer)  # fit leaves the weights on the CPU
+
+
+def finish(experiment: Experiment, composed: Composed, record: Record, history: list[Row]) -> None:
+    """Evaluate reference and policy on the test prompts, and write everything that is compared; the page last."""
+    config, options = experiment.config, experiment.config["eval"]
+    say("evaluating reference and policy on test prompts")
+    sides = {"reference": experiment.policy.reference, "policy": experiment.policy}
+    scored = {who: experiment.scored("test", options["prompts"], policy) for who, policy in sides.items()}
+    pictured = {row["prompt_id"] for row in scored["policy"].rows[: options["grid"] * options["images"]]}
+    rows = []
+    for who, side in scored.items():
+        for row, image in zip(side.rows, side.images, strict=True):
+            name = f"{row['prompt_id']}-{row['k']}-{who}.png" if row["k"] == 0 and row["prompt_id"] in pictured else ""
+            if name:
+                record.picture(name, (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+            rows.append({"who": who, "split": "test", **row, "image": name})
+    record.samples(rows)
+    experiment.model.export(WHO, composed.folder / "weights", experiment.spec)
+    sampler = experiment.policy.sampler
+    record.result(
+        {
+            "format": 1,
+            "results_version": RESULTS_VERSION,
+            "choices": composed.choices,
+            "command": composed.command,
+            "seed": config["seed"],
+            "hash": composed.hash,
+            "track": composed.track,
+            "sampler": {
+                "name": type(sampler).__name__,
+                "steps": sampler.steps,
+                "eta": getattr(sampler, "eta", None),
+                "guidance": sampler.guidance,
+            },
+            "adapter": experiment.spec.kind,
+            "trainable_parameters": experiment.trainable_parameters,
+            "epochs": max((row["epoch"] for row in history), default=0),
+            "metrics": compare(scored["reference"], scored["policy"], experiment.judges, experiment.reward.name, options["replicates"]),
+            "meters": experiment.model.meters.state(),
+            "weights": {"policy": digest(experiment.method.trainable())},
+        }
+    )
+    grid_picture(composed.folder)
+    render(composed.folder)
+
+
+def digest(parameters: dict[str, torch.nn.Parameter]) -> str:
+    """sha256 over names and bytes: two runs with one digest trained the same weights bit for bit."""
+    total = hashlib.sha256()
+    for name in sorted(parameters):
+        total.update(name.encode() + parameters[name].detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The result's table for a terminal."""
+    lines = [f"{'metric':<24}{'label':<12}{'before':>9}{'after':>9}{'change':>9}   95 % interval"]
+    for metric in result["metrics"]:
+        low, high = metric["interval"]
+        lines.append(
+            f"{metric['name']:<24}{metric['label']:<12}{metric['reference']:>9.3f}{metric['policy']:>9.3f}{metric['difference']:>+9.3f}   [{low:+.3f}, {high:+.3f}]"
+        )
+    first = result["metrics"][0]
+    lines.append(
+        f"{first['images']} images of {first['prompts']} unseen test prompts; paired interval over prompts and images of this one run, not over seeds"
+    )
+    return "\n".join(lines)

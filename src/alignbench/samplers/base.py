@@ -1,0 +1,20 @@
+"""How steps are taken: each sampler turns a model's denoiser into one Gaussian a step."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from alignbench.gaussian import Gaussian
+from alignbench.models.base import Diffusion, Who
+
+
+class Sampler(Protocol):
+    steps: int
+    guidance: float
+    evaluations: int  # network evaluations a step of one image: 2 with guidance
+
+    def stochastic(self, model: Diffusion) -> Tensor:
+        """Which steps have a likelihood: [steps] bool."""
+
+    def step(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Gaussian:
+        """Step k [N] (rows may be at different steps) from states x [N,C,h,w]."""

@@ -1,0 +1,33 @@
+"""DDIM with any eta (Song et al., 2010.02502, equations 12 and 16); eta = 1 is DDPM's posterior, the sampler of DDPO, DPOK and D3PO."""
+
+import torch
+from torch import Tensor
+
+from alignbench.gaussian import Gaussian
+from alignbench.models.base import Diffusion, Who
+from alignbench.ranges import Count, Fraction, NonNegative
+
+
+class DDIM:
+    """`steps` steps on the model's own time grid; guidance is the same in rollout, update and evaluation."""
+
+    def __init__(self, *, steps: Count, eta: Fraction, guidance: NonNegative):
+        self.steps, self.eta, self.guidance = steps, eta, guidance
+        self.evaluations = 1 if guidance == 1 else 2
+
+    def _schedule(self, model: Diffusion, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Time, alpha-bar here, alpha-bar of the next state, and the step's std, for steps k [N]."""
+        times = model.times(self.steps).to(k.device)
+        alpha_bar = model.alpha_bar.to(k.device)
+        here, there = alpha_bar[times[k]], alpha_bar[times[k + 1]]
+        std = self.eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).clamp(min=0).sqrt()  # equation 16
+        return times[k], *(value[:, None, None, None] for value in (here, there, std))
+
+    def stochastic(self, model: Diffusion) -> Tensor:
+        return self._schedule(model, torch.arange(self.steps))[3].flatten() > 0
+
+    def step(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Gaussian:
+        t, here, there, std = self._schedule(model, k)
+        eps = model.eps(x, t, cond, who, self.guidance)
+        x0 = (x - (1 - here).sqrt() * eps) / here.sqrt()
+        return Gaussian(there.sqrt() * x0 + (1 - there - std**2).clamp(min=0).sqrt() * eps, std)  # equation 12

@@ -1,0 +1,93 @@
+"""The rows that flow between the stages: Rollout -> Transition (or Pair) -> loss. Tensors of a table share their first axis."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frozen columns; `.to` is what Lightning needs to move a batch."""
+
+    def to(self, *args: object, **kwargs: object) -> Self:
+        return type(self)(**{f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Rollout(Table):
+    """What a policy did for B prompts in T steps."""
+
+    x: Tensor  # [B,T+1,C,h,w] states, from noise to the final latent
+    log_prob: Tensor  # [B,T] or [B,T,h,w] in nats, SUMMED over the reduced dimensions; 0 where a step has no likelihood
+    cond: Tensor  # [B,L,D] prompt embeddings
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def steps(self, image: Tensor, k: Tensor, advantage: Tensor) -> "Transition":
+        """Rows (image [N], step k [N]) with the images' advantage [B] or [B,h,w]."""
+        return Transition(
+            x=self.x[image, k],
+            y=self.x[image, k + 1],
+            k=k,
+            cond=self.cond[image],
+            log_prob=self.log_prob[image, k],
+            advantage=advantage[image],
+        )
+
+    @classmethod
+    def cat(cls, parts: "list[Rollout]") -> "Rollout":
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+@dataclass(frozen=True)
+class Transition(Table):
+    """Single steps x -> y; rows may come from any image and any step."""
+
+    x: Tensor  # [N,C,h,w]
+    y: Tensor  # [N,C,h,w]
+    k: Tensor  # [N] index of the step
+    cond: Tensor  # [N,L,D]
+    log_prob: Tensor  # [N] or [N,h,w] under the policy that made the rollout, in nats, summed
+    advantage: Tensor  # [N] or [N,h,w]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """Lazy shuffled passes over a rollout's steps.
+
+    An update (one optimiser step) sees all trained steps of `batch` images, as in DDPO; its rows are shuffled across images AND steps and
+    handed out `micro_batch` at a time, so that one forward pass holds many time steps.
+    """
+
+    rollout: Rollout
+    advantage: Tensor  # [B] or [B,h,w]
+    trained: Tensor  # [T] bool: the steps that have a likelihood
+    batch: int  # images an update
+    micro_batch: int  # rows a forward pass; divides batch * trained steps
+    epochs: int
+    shuffle: Generator
+
+    def __len__(self) -> int:
+        rows = self.batch * int(self.trained.sum())
+        return self.epochs * (len(self.rollout) // self.batch) * (rows // self.micro_batch)
+
+    def __iter__(self) -> Iterator[Transition]:
+        steps = self.trained.nonzero().squeeze(1)
+        for _ in range(self.epochs):
+            for images in torch.randperm(len(self.rollout), generator=self.shuffle).split(self.batch):
+                rows = torch.cartesian_prod(images, steps)
+                rows = rows[torch.randperm(len(rows), generator=self.shuffle)]
+                for image, k in (part.unbind(1) for part in rows.split(self.micro_batch)):
+                    yield self.rollout.steps(image.to(self.rollout.x.device), k.to(self.rollout.x.device), self.advantage)
+
+
+def largest_divisor(rows: int, at_most: int) -> int:
+    """The largest micro-batch that cuts an update into equal parts, so that accumulated gradients are the mean over its rows."""
+    return max(size for size in range(1, min(rows, at_most) + 1) if rows % size == 0)

@@ -1,0 +1,178 @@
+"""The sandbox's world: captioned scenes of one shape, drawn in closed form, and the exact judge that reads them back."""
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PIXELS = 32
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+COLOURS = {  # RGB in [0,1]; one per corner of the cube, pulled inwards so that an overshoot stays readable
+    "red": (0.90, 0.12, 0.12),
+    "green": (0.10, 0.75, 0.20),
+    "blue": (0.12, 0.20, 0.90),
+    "yellow": (0.95, 0.90, 0.15),
+    "magenta": (0.88, 0.18, 0.85),
+    "cyan": (0.15, 0.85, 0.90),
+    "white": (0.96, 0.96, 0.96),
+    "black": (0.06, 0.06, 0.06),
+}
+SIZES = {"small": 4.5, "large": 7.0}  # radius in pixels
+POSITIONS = {  # offset of the shape's centroid from the image's centre, in pixels (x to the right, y down)
+    "at the left": (-6.0, 0.0),
+    "at the right": (6.0, 0.0),
+    "at the top": (0.0, -6.0),
+    "at the bottom": (0.0, 6.0),
+    "in the centre": (0.0, 0.0),
+}
+ATTRIBUTES = ("shape", "colour", "size", "position", "background")
+Split = Literal["train", "validation", "test"]
+
+_COLOUR_NAMES = tuple(COLOURS)
+_POSITION_NAMES = tuple(POSITIONS)
+_SIZE_NAMES = tuple(SIZES)
+_CAPTION = re.compile(
+    rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(POSITIONS)}) on a ({'|'.join(COLOURS)}) background"
+)
+_JITTER_CENTRE, _JITTER_RADIUS = 1.0, 0.4  # pixels, uniform, each way
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One caption's five attributes, by name."""
+
+    shape: str
+    colour: str
+    size: str
+    position: str
+    background: str
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape} {self.position} on a {self.background} background"
+
+    @property
+    def split(self) -> Split:
+        """Twelve of the 48 (shape, colour) pairs never occur in training: six for validation, six for test."""
+        turn = (_COLOUR_NAMES.index(self.colour) - SHAPES.index(self.shape)) % len(COLOURS)
+        held_out: dict[int, Split] = {0: "validation", 4: "test"}
+        return held_out.get(turn, "train")
+
+    @property
+    def indices(self) -> tuple[int, int, int, int, int]:
+        """The attributes as integers, in the order of ``ATTRIBUTES``."""
+        return (
+            SHAPES.index(self.shape),
+            _COLOUR_NAMES.index(self.colour),
+            _SIZE_NAMES.index(self.size),
+            _POSITION_NAMES.index(self.position),
+            _COLOUR_NAMES.index(self.background),
+        )
+
+    @classmethod
+    def parse(cls, caption: str) -> "Scene":
+        """Read a caption back. Raises ValueError for text that is no scene."""
+        found = _CAPTION.fullmatch(caption)
+        if found is None:
+            raise ValueError(
+                f"not a scene's caption: {caption!r} (expected, for example, 'a small red circle at the left on a blue background')"
+            )
+        size, colour, shape, position, background = found.groups()
+        return cls(shape, colour, size, position, background)
+
+
+def all_scenes(split: Split | None = None) -> list[Scene]:
+    """Every scene (of one split), in a fixed order: 3,360 in all, the background always of another colour."""
+    scenes = [
+        Scene(shape, colour, size, position, background)
+        for shape, colour, size, position, background in product(SHAPES, COLOURS, SIZES, POSITIONS, COLOURS)
+        if colour != background
+    ]
+    return [scene for scene in scenes if split is None or scene.split == split]
+
+
+def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
+    """How much of each pixel a shape covers: [B,H,W] in [0,1], from its signed distance (anti-aliased over one pixel).
+
+    centre [B,2] in pixels (x, y), radius [B] in pixels.
+    """
+    axis = torch.arange(PIXELS, dtype=centre.dtype) + 0.5
+    x = axis[None, None, :] - centre[:, 0, None, None]  # [B,1,W]
+    y = axis[None, :, None] - centre[:, 1, None, None]  # [B,H,1]
+    r = radius[:, None, None]
+    match shape:
+        case "circle":
+            distance = torch.hypot(x, y) - r
+        case "square":
+            distance = torch.maximum(x.abs(), y.abs()) - 0.88 * r
+        case "triangle":  # equilateral, pointing up, circumradius 1.25 r
+            distance = torch.maximum(y, 0.8660254 * x.abs() - 0.5 * y) - 0.625 * r
+        case "cross":
+            bar = torch.maximum(x.abs() - r, y.abs() - 0.34 * r)
+            distance = torch.minimum(bar, torch.maximum(y.abs() - r, x.abs() - 0.34 * r))
+        case "ring":
+            distance = (torch.hypot(x, y) - 0.75 * r).abs() - 0.25 * r
+        case "diamond":
+            distance = (x.abs() + y.abs() - 1.3 * r) * 0.7071068
+        case _:
+            raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    return (0.5 - distance).clamp(0, 1)
+
+
+def draw(scenes: list[Scene], generator: torch.Generator) -> Tensor:
+    """Paint scenes with a slight jitter of place and size: [B,3,H,W] in [0,1]."""
+    jitter = torch.rand(len(scenes), 3, generator=generator) * 2 - 1
+    images = torch.empty(len(scenes), 3, PIXELS, PIXELS)
+    for row, scene in enumerate(scenes):
+        offset = torch.tensor(POSITIONS[scene.position])
+        centre = PIXELS / 2 + offset + _JITTER_CENTRE * jitter[row, :2]
+        radius = SIZES[scene.size] + _JITTER_RADIUS * jitter[row, 2:]
+        alpha = coverage(scene.shape, centre[None], radius)
+        ink, paper = (torch.tensor(COLOURS[name])[:, None, None] for name in (scene.colour, scene.background))
+        images[row] = paper + alpha * (ink - paper)
+    return images
+
+
+def read(images: Tensor) -> Tensor:
+    """The exact judge: what each image shows, as attribute indices [B,5] (-1 where nothing is drawn). No network.
+
+    The background is the border's median; the ink the mean of the pixels farthest from it; place is the ink's centroid; shape
+    and size are those whose closed-form coverage, drawn at that centroid, overlaps the ink best (soft intersection over union).
+    """
+    images = images.detach().float().cpu()
+    palette = torch.tensor(list(COLOURS.values()))  # [8,3]
+    pixels = images.flatten(2).transpose(1, 2)  # [B,HW,3]
+    border = torch.zeros(PIXELS, PIXELS, dtype=torch.bool)
+    border[[0, -1], :] = border[:, [0, -1]] = True
+    paper = pixels[:, border.flatten()].median(1).values  # [B,3]
+    distance = (pixels - paper[:, None]).norm(dim=-1)  # [B,HW]
+    strongest = distance.topk(12, dim=1).values.mean(1)  # 12 pixels: well inside the smallest shape
+    far = (distance >= 0.7 * strongest[:, None]).float()
+    ink = (far[..., None] * pixels).sum(1) / far.sum(1, keepdim=True)  # [B,3]
+    direction = (ink - paper)[:, None]
+    alpha = ((pixels - paper[:, None]) * direction).sum(-1) / direction.square().sum(-1).clamp(min=1e-6)
+    alpha = torch.where(alpha < 0.25, 0.0, alpha.clamp(max=1))  # [B,HW]; what is fainter is the decoder's ripple
+
+    axis = torch.arange(PIXELS) + 0.5
+    grid = torch.stack([axis.repeat(PIXELS), axis.repeat_interleave(PIXELS)], -1)  # [HW,2] as x, y
+    centre = (alpha[..., None] * grid).sum(1) / alpha.sum(1, keepdim=True).clamp(min=1e-6)
+    offsets = torch.tensor(list(POSITIONS.values()))
+    position = (centre[:, None] - PIXELS / 2 - offsets).norm(dim=-1).argmin(1)
+
+    overlap = []
+    for shape, radius, jitter in product(SHAPES, SIZES.values(), (-_JITTER_RADIUS, 0.0, _JITTER_RADIUS)):
+        template = coverage(shape, centre, torch.full((len(images),), radius + jitter)).flatten(1)
+        overlap.append(torch.minimum(alpha, template).sum(1) / torch.maximum(alpha, template).sum(1))
+    best = torch.stack(overlap, 1).argmax(1) // 3
+    seen = torch.stack([best // len(SIZES), (ink[:, None] - palette).norm(dim=-1).argmin(1), best % len(SIZES), position], 1)
+    seen[strongest < 0.25] = -1
+    return torch.cat([seen, (paper[:, None] - palette).norm(dim=-1).argmin(1)[:, None]], 1)
+
+
+def correct(images: Tensor, prompts: list[str]) -> Tensor:
+    """Which of the five attributes are as the prompt says: bool [B,5], in the order of ``ATTRIBUTES``."""
+    wanted = torch.tensor([Scene.parse(prompt).indices for prompt in prompts])
+    return read(images) == wanted
