@@ -15,6 +15,7 @@ from alignbench.samplers.ddim import DDIM
 torch.set_num_threads(2)
 
 FULL = Spec("full", 4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
+SANDBOX = "package://models/sandbox"
 LORA = Spec("lora", 4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
 
 
@@ -29,8 +30,3 @@ def world() -> GaussianWorld:
 @pytest.fixture
 def policy(world: GaussianWorld) -> Policy:
     return Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0), "policy", chunk=64)
-
-
-@pytest.fixture(scope="session")
-def sandbox_path() -> str:
-    return "package://models/sandbox"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -520,8 +521,10 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen]:
     sweeping = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text().endswith("\n"))
     yield sweeping
-    if sweeping.poll() is None:
-        sweeping.kill()
+    sweeping.kill()
+    for line in (tmp_path / "started").read_text().splitlines():
+        with suppress(ProcessLookupError):
+            os.killpg(int(line.split()[0]), signal.SIGKILL)
     sweeping.communicate()
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
+from alignbench.config import Stopped
+
 _MAGIC = b"alignbench-checkpoint-1\n"
 
 
@@ -35,6 +37,8 @@ class AtomicCheckpointIO(CheckpointIO):
             file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
             file.flush()
             os.fsync(file.fileno())
+        if previous(path).is_dir():
+            _set_aside(previous(path))
         if path.exists():
             os.replace(path, previous(path))
         os.replace(temporary, path)
@@ -53,10 +57,18 @@ class AtomicCheckpointIO(CheckpointIO):
         payload = data[head:]
         if not data.startswith(_MAGIC) or hashlib.sha256(payload).digest() != data[len(_MAGIC) : head]:
             raise Damaged(f"{path.name}: damaged (its checksum does not match)")
-        saved = torch.load(io.BytesIO(payload), map_location=map_location or "cpu", weights_only=True)
-        if saved["run"] != self.run:
-            raise Damaged(f"{path.name}: belongs to another run ({saved['run'][:10]})")
-        return saved["checkpoint"]
+        try:
+            saved = torch.load(io.BytesIO(payload), map_location=map_location or "cpu", weights_only=True)
+        except Stopped:
+            raise
+        except Exception as error:  # whatever the bytes lead torch to: it refuses gadgets with UnpicklingError, other rubbish variously
+            raise Damaged(f"{path.name}: cannot be read ({type(error).__name__})") from error
+        match saved:
+            case {"run": self.run, "checkpoint": dict(checkpoint)}:
+                return checkpoint
+            case {"run": str(run), "checkpoint": dict()}:
+                raise Damaged(f"{path.name}: belongs to another run ({run[:10]})")
+        raise Damaged(f"{path.name}: cannot be read (no run, or no checkpoint, in it)")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
@@ -83,12 +95,17 @@ def newest(path: Path, run: str, say: Callable[[str], None]) -> Path | None:
             continue
         for other, damage in damaged:
             say(f"{damage}; continuing from {candidate.name}")
-            aside = other.with_name(other.name + ".damaged")
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-            os.replace(other, aside)
+            _set_aside(other)
         return candidate
     if damaged:
         raise Damaged(
-            f"no usable checkpoint in {path.parent} ({'; '.join(str(damage) for _, damage in damaged)}); remove them to start this run again"
+            f"no usable checkpoint in {path.parent} ({'; '.join(str(damage) for _, damage in damaged)}); remove them to start over"
         )
     return None
+
+
+def _set_aside(path: Path) -> None:
+    """Out of the way, under a name that nothing reads."""
+    aside = path.with_name(path.name + ".damaged")
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+    os.replace(path, aside)

@@ -2,22 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from alignbench.config import MissingAsset
+from alignbench.config import MissingAsset, located
 from alignbench.models import lora
 from alignbench.models.base import Diffusion, Spec, Who
-
-PACKAGED = "package://"
-
-
-def located(path: str) -> str:
-    """A Hub id or local folder as `from_pretrained` takes it; `package://name` is a folder inside this package."""
-    return str(files("alignbench").joinpath(path.removeprefix(PACKAGED))) if path.startswith(PACKAGED) else path
 
 
 class StableDiffusion(Diffusion):
@@ -32,7 +24,7 @@ class StableDiffusion(Diffusion):
             pipeline = StableDiffusionPipeline.from_pretrained(
                 located(path),
                 revision=revision,
-                torch_dtype=torch.float32,
+                dtype=torch.float32,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,

@@ -1,0 +1,83 @@
+"""The first rewards: what they measure, and that what they say of themselves is true."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from alignbench.rewards.base import Reward
+from alignbench.rewards.colour import Colour
+from alignbench.rewards.exact_judge import ExactJudge
+from alignbench.rewards.jpeg import JpegCompressibility, JpegIncompressibility
+from alignbench.rewards.scene_judge import SceneJudge
+from alignbench.rng import generator
+from alignbench.worlds.scenes import COLOURS, all_scenes, draw
+
+REWARDS = [SceneJudge(), ExactJudge(), Colour(width=0.35), JpegCompressibility(), JpegIncompressibility()]
+SCENES = all_scenes("train")[::500]
+PROMPTS = [scene.caption for scene in SCENES]
+
+
+def pictures() -> torch.Tensor:
+    return draw(SCENES, generator(0, "pictures"))
+
+
+@pytest.mark.parametrize("reward", REWARDS, ids=lambda reward: reward.name)
+def test_a_reward_is_what_it_says(reward: Reward) -> None:
+    images = pictures().requires_grad_(True)
+    scores = reward(images, PROMPTS)
+    low, high = reward.range
+    assert scores.shape == (len(PROMPTS),)
+    assert ((scores >= low) & (scores <= high)).all()
+    alone = torch.cat([reward(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(len(PROMPTS))])
+    torch.testing.assert_close(scores, alone)
+    assert scores.requires_grad is reward.differentiable
+    if reward.differentiable:
+        scores.sum().backward()
+        assert images.grad is not None
+        assert images.grad.abs().sum() > 0
+    if reward.spatial:
+        map_ = reward.map(images, PROMPTS)
+        assert map_.shape == (len(PROMPTS), *images.shape[2:])
+        torch.testing.assert_close(map_.flatten(1).mean(1), scores)
+    else:
+        with pytest.raises(ValueError, match="spatial reward"):
+            reward.map(images, PROMPTS)
+
+
+def test_the_scene_judge_counts_attributes() -> None:
+    assert SceneJudge()(pictures(), PROMPTS).tolist() == [1.0] * len(PROMPTS)
+    wrong_colour = [
+        prompt.replace(scene.colour, "cyan" if scene.colour != "cyan" else "red", 1) for scene, prompt in zip(SCENES, PROMPTS, strict=True)
+    ]
+    assert SceneJudge()(pictures(), wrong_colour).tolist() == pytest.approx([0.8] * len(PROMPTS))
+    assert not ExactJudge()(pictures(), wrong_colour).any()
+
+
+def test_jpeg_size_is_that_of_the_file_in_kilobytes() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=generator(0, "noise"))
+    buffer = io.BytesIO()
+    Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=95)
+    assert JpegIncompressibility()(image, [""]).item() == pytest.approx(len(buffer.getvalue()) / 1000)
+    assert JpegCompressibility()(image, [""]).item() == -JpegIncompressibility()(image, [""]).item()
+    flat = torch.full_like(image, 0.5)
+    assert JpegCompressibility()(flat, [""]) > JpegCompressibility()(image, [""])
+
+
+def test_colour_is_highest_where_pixels_have_a_named_colour() -> None:
+    red, grey = (torch.tensor(rgb)[None, :, None, None].expand(1, 3, 8, 8) for rgb in (COLOURS["red"], (0.5, 0.5, 0.5)))
+    half = torch.cat([red[..., :4], grey[..., :4]], -1)
+    map_ = Colour(width=0.35).map(half, ["a red thing"])[0]
+    assert map_[:, :4].min() == 1.0
+    assert map_[:, 4:].max() < 0.2
+    with pytest.raises(ValueError, match="needs a colour in the prompt"):
+        Colour(width=0.35)(half, ["a thing"])
+
+
+def test_preference_is_bradley_terry_on_the_scores() -> None:
+    reward, a = Colour(width=0.35), pictures()
+    b = a.flip(0)
+    expected = torch.sigmoid(reward(a, PROMPTS) - reward(b, PROMPTS))
+    torch.testing.assert_close(reward.prefer(a, b, PROMPTS), expected)
+    torch.testing.assert_close(reward.prefer(a, b, PROMPTS) + reward.prefer(b, a, PROMPTS), torch.ones(len(PROMPTS)))

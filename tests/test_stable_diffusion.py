@@ -1,0 +1,175 @@
+"""The pipeline's Diffusion: against diffusers' own pipeline, adapters that leave the base untouched, exports that others can load."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FULL, LORA, SANDBOX
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from alignbench.config import MissingAsset, located
+from alignbench.models.base import Spec
+from alignbench.models.stable_diffusion import StableDiffusion
+from alignbench.policy import Policy, summed
+from alignbench.rng import Draws, generator
+from alignbench.samplers.ddim import DDIM
+
+PROMPTS = ["a small red circle at the left on a blue background", "a large white ring in the centre on a green background"]
+
+
+def a_model(spec: Spec | None = None, perturb: bool = False) -> StableDiffusion:
+    model = StableDiffusion(path=SANDBOX, revision=None)
+    if spec:
+        model.grow("policy", spec)
+        if perturb:  # as if it had been trained
+            noise = generator(0, "perturb")
+            for parameter in model.trainable("policy").values():
+                parameter.data += 0.05 * torch.randn(parameter.shape, generator=noise)
+    return model
+
+
+def inputs(model: StableDiffusion) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(2, *model.shape, generator=generator(0, "x")), torch.tensor([11, 701]), model.encode(PROMPTS)
+
+
+def pipeline() -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline.from_pretrained(located(SANDBOX))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
+def test_the_reference_is_the_untouched_base_bit_for_bit(spec: Spec) -> None:
+    untouched = a_model()
+    x, t, cond = inputs(untouched)
+    expected = untouched.eps(x, t, cond, None, guidance=3.0)
+    model = a_model(spec)
+    assert torch.equal(model.eps(x, t, cond, "policy", guidance=3.0), expected)  # a fresh copy is the reference
+    for parameter in model.trainable("policy").values():
+        parameter.data += 0.05
+    assert not torch.allclose(model.eps(x, t, cond, "policy", guidance=3.0), expected, atol=1e-3)
+    assert torch.equal(model.eps(x, t, cond, None, guidance=3.0), expected)
+
+
+def test_only_the_copy_is_trained_and_switching_keeps_it_so() -> None:
+    model = a_model(LORA)
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    x, t, cond = inputs(model)
+    model.eps(x, t, cond, None)
+    model.eps(x, t, cond, "policy").sum().backward()
+    assert names == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in names)
+    assert len(names) == len(model.trainable("policy"))
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} <= names
+
+
+def test_lora_keeps_one_set_of_base_weights() -> None:
+    model = a_model(LORA)
+    base = sum(parameter.numel() for parameter in a_model().unet.parameters())
+    adapter = sum(parameter.numel() for parameter in model.trainable("policy").values())
+    assert sum(parameter.numel() for parameter in model.unet.parameters()) == base + adapter
+    assert not model.copies
+
+
+def test_frozen_lets_gradients_through_but_not_in() -> None:
+    model = a_model(FULL)
+    x, t, cond = inputs(model)
+    x.requires_grad_(True)
+    with model.frozen("policy"):
+        model.eps(x, t, cond, "policy").square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.trainable("policy").values())
+    assert all(parameter.requires_grad for parameter in model.trainable("policy").values())
+
+
+def test_a_deterministic_rollout_is_the_pipelines_own_image() -> None:
+    model, pipe = a_model(), pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    policy = Policy(model, DDIM(steps=6, eta=0.0, guidance=3.0), None, chunk=8)
+    x = torch.randn(2, *model.shape, generator=generator(0, "x"))
+    ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
+    theirs = pipe(PROMPTS, num_inference_steps=6, guidance_scale=3.0, latents=x, output_type="pt").images
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_prompts_are_embedded_once_each() -> None:
+    model = a_model()
+    calls: list[int] = []
+    embed = model.embed
+    model.embed = lambda prompts: (calls.append(len(prompts)), embed(prompts))[1]  # type: ignore[method-assign]
+    first = model.encode([*PROMPTS, *PROMPTS])
+    model.encode(PROMPTS)
+    assert calls == [2]
+    torch.testing.assert_close(first[:2], first[2:], rtol=0, atol=0)
+
+
+def test_images_do_not_depend_on_the_batch_they_are_made_in() -> None:
+    model = a_model()
+    prompts, draws = PROMPTS * 3, Draws(0, 0)
+    images = []
+    for chunk in (6, 2):
+        policy = Policy(model, DDIM(steps=3, eta=1.0, guidance=3.0), None, chunk=chunk)
+        images.append(policy.images(policy.rollout(prompts, "image", draws.each("r", range(6)))))
+    torch.testing.assert_close(*images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bf16", "worst", "average"), [(False, 1e-5, 1e-5), (True, 1.0, 1e-3)], ids=["fp32", "bf16-mixed"])
+@pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
+def test_the_first_log_ratio_is_zero_where_rows_mix_steps(spec: Spec, bf16: bool, worst: float, average: float) -> None:
+    """The rollout's log-probabilities against ones computed anew in minibatches of another shape, means over the latent's dimensions."""
+    model, images, steps = a_model(spec, perturb=True), 4, 3
+    policy = Policy(model, DDIM(steps=steps, eta=1.0, guidance=3.0), "policy", chunk=images)
+
+    def gaps(in_bf16: bool) -> torch.Tensor:
+        found = []
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            for part in torch.randperm(images * steps, generator=generator(0, "order")).split(3):
+                rows = rollout.steps(part // steps, part % steps, torch.ones(images))
+                step = policy.at(rows)
+                assert step.mean.dtype == torch.float32
+                found.append((summed(step.log_prob(rows.y), "image") - rows.log_prob) / policy.dimensions)
+        return torch.cat(found).abs()
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        rollout = policy.rollout(PROMPTS * 2, "image", Draws(0, 0).each("r", range(images)))
+    assert gaps(bf16).max() <= worst
+    assert gaps(bf16).mean() <= average
+    assert gaps(not bf16).mean() > average  # a rollout in another precision than the update is seen
+
+
+def test_an_exported_lora_reproduces_the_images_in_plain_diffusers(tmp_path: Path) -> None:
+    model = a_model(LORA, perturb=True)
+    policy = Policy(model, DDIM(steps=5, eta=0.0, guidance=3.0), "policy", chunk=8)
+    x = torch.randn(2, *model.shape, generator=generator(0, "x"))
+    ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
+    model.export("policy", tmp_path, LORA)
+
+    pipe = pipeline()
+    plain = pipe(PROMPTS, num_inference_steps=5, guidance_scale=3.0, latents=x, output_type="pt").images
+    pipe.load_lora_weights(tmp_path)
+    tuned = pipe(PROMPTS, num_inference_steps=5, guidance_scale=3.0, latents=x, output_type="pt").images
+    torch.testing.assert_close(ours, tuned, rtol=0, atol=1e-5)
+    assert (plain - tuned).abs().max() > 0.01
+
+
+def test_an_exported_full_copy_loads_as_a_unet(tmp_path: Path) -> None:
+    model = a_model(FULL, perturb=True)
+    model.export("policy", tmp_path, FULL)
+    x, t, cond = inputs(model)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").eval()
+    with torch.no_grad():
+        assert torch.equal(unet(x, t, encoder_hidden_states=cond).sample, model.eps(x, t, cond, "policy"))
+
+
+def test_decoding_is_differentiable() -> None:
+    model = a_model()
+    x = torch.randn(1, *model.shape, generator=generator(0, "x")).requires_grad_(True)
+    model.decode(x).mean().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_missing_pipeline_says_how_to_get_it() -> None:
+    with pytest.raises(MissingAsset, match=r"model\.path=nobody/nothing.*hf download nobody/nothing"):
+        StableDiffusion(path="nobody/nothing", revision=None)
