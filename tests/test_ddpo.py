@@ -100,7 +100,7 @@ def test_importance_sampled_at_ratio_one_has_the_gradient_of_score_function(poli
     for form in ("importance_sampled", "score_function"):
         method = a_method(policy, Quadratic(1.0, 1.0), form=form, clip=1e-4)
         (batch,) = method.collect([""] * 64, Draws(0, 0))
-        parameters = list(method.trainable().values())
+        parameters = list(policy.trainable().values())
         gradients.append(torch.autograd.grad(method.loss(batch)[0], parameters))
     for one, other in zip(*gradients, strict=True):
         assert one.abs().max() > 1e-3
@@ -119,7 +119,6 @@ def test_the_clip_is_pessimistic(advantage: float, ratio: float, moves: bool) ->
 
 def test_the_score_has_mean_zero(policy: Policy) -> None:
     """E[grad log p] = 0: a constant reward has no gradient in expectation even without a baseline."""
-    method = a_method(policy, Linear(0.0), form="score_function", images=4096, batch=4096)
     rollout = policy.rollout([""] * 4096, "image", Draws(0, 0).each("rollout", range(4096)))
     shift = policy.model.copies["policy"]["shift"]
     image = torch.arange(4096)

@@ -93,14 +93,12 @@ def newest(path: Path, run: str, say: Callable[[str], None]) -> Path | None:
         except Damaged as damage:
             damaged.append((candidate, damage))
             continue
-        for other, damage in damaged:
-            say(f"{damage}; continuing from {candidate.name}")
+        for other, why in damaged:
+            say(f"{why}; continuing from {candidate.name}")
             _set_aside(other)
         return candidate
     if damaged:
-        raise Damaged(
-            f"no usable checkpoint in {path.parent} ({'; '.join(str(damage) for _, damage in damaged)}); remove them to start over"
-        )
+        raise Damaged(f"no usable checkpoint in {path.parent} ({'; '.join(str(why) for _, why in damaged)}); remove them to start over")
     return None
 
 

@@ -83,7 +83,7 @@ class Experiment:
 
     @property
     def trainable_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.method.trainable().values())
+        return sum(parameter.numel() for parameter in self.policy.trainable().values())
 
     def plan(self) -> str:
         """What will happen, before it does."""

@@ -25,7 +25,7 @@ def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
 
 def standardise(reward: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """(r - mean) / (std + epsilon) over the batch [B], population std. Equal rewards give exactly 0, whatever the rounding of their mean."""
+    """(r - mean) / (std + epsilon) over the batch [B], population std. Equal rewards give exactly 0, however their mean is rounded."""
     if reward.amax() == reward.amin():
         return torch.zeros_like(reward)
     return (reward - reward.mean()) / (reward.std(correction=0) + epsilon)

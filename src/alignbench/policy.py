@@ -32,6 +32,10 @@ class Policy(nn.Module):
         """The same model and sampler with the untouched weights; nothing is copied."""
         return Policy(self.model, self.sampler, None, self.chunk)
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The weights that training moves, by name; none of the reference's."""
+        return {} if self.who is None else self.model.trainable(self.who)
+
     @property
     def trained_steps(self) -> Tensor:
         """Which steps have a likelihood: [T] bool."""

@@ -45,12 +45,15 @@ def execute(composed: Composed) -> int:
         if config["trainer"]["threads"]:
             torch.set_num_threads(config["trainer"]["threads"])
         experiment = Experiment.build(config)
-        history = History(experiment.validate, config["eval"]["every"], record.metrics)
-        experiment.attach(trainer_of(experiment, composed, history))
+        history = History(
+            experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], record.metrics
+        )
+        trainer = trainer_of(experiment, composed, history)
+        experiment.attach(trainer)
         say(f"{composed.folder}\n{experiment.plan()}")
         record.open(composed.identity)
         trained = time.time()
-        fit(experiment, composed)
+        fit(experiment, trainer, composed)
         evaluated = time.time()
         finish(experiment, composed, record, history.rows)
         record.timing(
@@ -73,7 +76,12 @@ def trainer_of(experiment: Experiment, composed: Composed, history: History) -> 
     return instantiate(
         arguments("trainer", config["trainer"]),
         accumulate_grad_batches=experiment.method.accumulate,
-        callbacks=[history, BudgetStop(**config["budget"]), Progress(history, say, sys.stderr.isatty()), Saver(last(composed))],
+        callbacks=[
+            history,
+            BudgetStop(experiment.model.meters, **config["budget"]),
+            Progress(history, say, sys.stderr.isatty()),
+            Saver(last(composed)),
+        ],
         plugins=[AtomicCheckpointIO(composed.hash)],
         logger=False,
         enable_progress_bar=False,
@@ -86,7 +94,7 @@ def last(composed: Composed) -> Path:
     return composed.folder / "checkpoints" / "last.ckpt"
 
 
-def fit(experiment: Experiment, composed: Composed) -> None:
+def fit(experiment: Experiment, trainer: Trainer, composed: Composed) -> None:
     """Train from the newest whole checkpoint, or from the start."""
     try:
         resume = newest(last(composed), composed.hash, say)
@@ -95,7 +103,6 @@ def fit(experiment: Experiment, composed: Composed) -> None:
     if resume is not None:
         say(f"continuing from {resume.name}")
     loader = Rollouts(experiment.collect, experiment.method.num_batches())
-    trainer = experiment.trainer
     trainer.fit(experiment.method, loader, ckpt_path=resume, weights_only=True)
     experiment.attach(trainer)  # fit leaves the weights on the CPU
 
@@ -137,7 +144,7 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
             "epochs": max((row["epoch"] for row in history), default=0),
             "metrics": compare(scored["reference"], scored["policy"], experiment.judges, experiment.reward.name, options["replicates"]),
             "meters": experiment.model.meters.state(),
-            "weights": {"policy": digest(experiment.method.trainable())},
+            "weights": {"policy": digest(experiment.policy.trainable())},
         }
     )
     grid_picture(composed.folder)
@@ -154,14 +161,16 @@ def digest(parameters: dict[str, torch.nn.Parameter]) -> str:
 
 def summary(result: dict[str, Any]) -> str:
     """The result's table for a terminal."""
-    lines = [f"{'metric':<24}{'label':<12}{'before':>9}{'after':>9}{'change':>9}   95 % interval"]
+    lines = [f"{'metric':<24}{'label':<12}{'reference':>10}{'policy':>10}{'change':>10}   95 % interval"]
     for metric in result["metrics"]:
         low, high = metric["interval"]
-        lines.append(
-            f"{metric['name']:<24}{metric['label']:<12}{metric['reference']:>9.3f}{metric['policy']:>9.3f}{metric['difference']:>+9.3f}   [{low:+.3f}, {high:+.3f}]"
-        )
+        values = f"{metric['reference']:>10.3f}{metric['policy']:>10.3f}{metric['difference']:>+10.3f}"
+        lines.append(f"{metric['name']:<24}{metric['label']:<12}{values}   [{low:+.3f}, {high:+.3f}]")
     first = result["metrics"][0]
-    lines.append(
-        f"{first['images']} images of {first['prompts']} unseen test prompts; paired interval over prompts and images of this one run, not over seeds"
+    return "\n".join(
+        [
+            *lines,
+            f"{first['images']} images of {first['prompts']} unseen test prompts, each made by both from the same noise;",
+            "the interval is over prompts and images of this one run, not over seeds",
+        ]
     )
-    return "\n".join(lines)

@@ -21,7 +21,7 @@ def draw(prompts: list[str], count: int, each: int, order: Generator) -> list[st
 
 
 def spread(prompts: list[str], count: int) -> list[int]:
-    """`count` different prompts' indices in a fixed pseudo-random order: the same ones for every run. Raises ValueError when there are too few."""
+    """`count` different prompts' indices, pseudo-random but the same ones for every run. Raises ValueError where there are too few."""
     if count > len(prompts):
         raise ValueError(f"{count} prompts are wanted but the split has {len(prompts)}; lower eval.prompts or eval.validation_prompts")
     return torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))[:count].tolist()

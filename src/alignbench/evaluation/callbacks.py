@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from alignbench.meters import Meters
 from alignbench.signals import arm
 
 Row = dict[str, Any]
@@ -16,25 +17,32 @@ Row = dict[str, Any]
 class History(Callback):
     """One row an epoch of training, and one a validation; the full history lives in the checkpoint, so a resumed run repeats no row."""
 
-    def __init__(self, validate: Callable[[], dict[str, float]], every: int, write: Callable[[list[Row]], None]):
-        """validate: scores the policy on validation prompts; every: epochs between validations, 0 for none; write: stores all rows."""
-        self.validate, self.every, self.write = validate, every, write
+    def __init__(
+        self,
+        meters: Meters,
+        collected: Callable[[], dict[str, float]],
+        validate: Callable[[], dict[str, float]],
+        every: int,
+        write: Callable[[list[Row]], None],
+    ):
+        """collected: what the method says of its last collection; validate: scores the policy on validation prompts, `every` so many epochs
+        (0: never); write: stores all rows."""
+        self.meters, self.collected, self.validate, self.every, self.write = meters, collected, validate, every, write
         self.rows: list[Row] = []
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         if not self.rows and self.every:
-            self._add(method, "validation", 0, self.validate())
+            self._add("validation", 0, self.validate())
 
     def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        self._add(method, "train", epoch, {**logged, **method.collected})
+        self._add("train", epoch, {**logged, **self.collected()})
         if self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            self._add(method, "validation", epoch, self.validate())
+            self._add("validation", epoch, self.validate())
 
-    def _add(self, method: LightningModule, split: str, epoch: int, values: dict[str, float]) -> None:
-        meters = method.policy.model.meters
-        spent = {"reward_queries": meters.reward_queries, "network_evaluations": sum(meters.network_evaluations.values())}
+    def _add(self, split: str, epoch: int, values: dict[str, float]) -> None:
+        spent = {"reward_queries": self.meters.reward_queries, "network_evaluations": self.meters.network_evaluations.total()}
         self.rows.append({"epoch": epoch, "split": split, **spent, **values})
         self.write(self.rows)
 
@@ -64,21 +72,21 @@ class Saver(Checkpoint):
 class BudgetStop(Callback):
     """Ends training after the first epoch that reached a limit. Seconds are counted in this process only."""
 
-    def __init__(self, *, reward_queries: int | None, network_evaluations: int | None, device_seconds: float | None):
+    def __init__(self, meters: Meters, *, reward_queries: int | None, network_evaluations: int | None, device_seconds: float | None):
+        self.meters = meters
         self.limits = {"reward_queries": reward_queries, "network_evaluations": network_evaluations, "device_seconds": device_seconds}
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        self._check(trainer, method)  # a run that was killed after its last epoch goes no further
+        self._check(trainer)  # a run that was killed after its last epoch goes no further
 
     def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
-        self._check(trainer, method)
+        self._check(trainer)
 
-    def _check(self, trainer: Trainer, method: LightningModule) -> None:
-        meters = method.policy.model.meters
+    def _check(self, trainer: Trainer) -> None:
         spent = {
-            "reward_queries": meters.reward_queries,
-            "network_evaluations": sum(meters.network_evaluations.values()),
+            "reward_queries": self.meters.reward_queries,
+            "network_evaluations": self.meters.network_evaluations.total(),
             "device_seconds": time.monotonic() - self.started,
         }
         if any(limit is not None and spent[name] >= limit for name, limit in self.limits.items()):
@@ -108,7 +116,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.update(self.task, completed=epoch, figures=self._figures())
             return
-        left = (time.monotonic() - self.started) / (epoch - self.first) * (trainer.max_epochs - epoch)
+        left = (time.monotonic() - self.started) / (epoch - self.first) * ((trainer.max_epochs or epoch) - epoch)
         self.say(f"epoch {epoch}/{trainer.max_epochs}  {self._figures()}  {left:.0f} s left")
 
     def on_train_end(self, trainer: Trainer, method: LightningModule) -> None:

@@ -1,7 +1,7 @@
 """What a method is: how its data is made (`collect`) and its loss. The only LightningModule."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alignbench.policy import Policy
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
+from alignbench.rollouts import Batches
 
 Metrics = dict[str, Tensor]
 
@@ -31,7 +32,7 @@ class Method(LightningModule, ABC):
         self.collected: dict[str, float] = {}
 
     @abstractmethod
-    def collect(self, prompts: list[str], draws: Draws) -> Sequence:
+    def collect(self, prompts: list[str], draws: Draws) -> Batches:
         """One epoch of minibatches from the current policy; sets `collected` to what is worth logging of the data itself."""
 
     @abstractmethod
@@ -62,11 +63,8 @@ class Method(LightningModule, ABC):
         self.log_dict({"loss": loss.detach(), **metrics}, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return self.policy.model.trainable(self.policy.who)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.trainable().values())
+        return self.optimizer(self.policy.trainable().values())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

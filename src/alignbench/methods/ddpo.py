@@ -1,7 +1,6 @@
 """DDPO: denoising diffusion policy optimisation (Black et al., 2305.13301), importance-sampled (IS) and score-function (SF)."""
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,8 +54,9 @@ class DDPO(Method):
         kl: NonNegative,
         **base: Any,
     ):
-        """images: collected an epoch; batch: images an optimiser step; advantage: what a reward is standardised by (per_prompt: the prompt's
-        last `buffer` rewards once there are `enough`); kl: weight of the step KL to the reference; clip and kl are in the unit of `reduce`."""
+        """images: collected an epoch; batch: images an optimiser step; advantage: what rewards are standardised by (per_prompt: by the last
+        `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`.
+        """
         super().__init__(**base)
         if images % batch or images % images_per_prompt:
             raise ValueError(
@@ -84,7 +84,7 @@ class DDPO(Method):
     def accumulate(self) -> int:
         return self._rows // self._micro_batch
 
-    def collect(self, prompts: list[str], draws: Draws) -> Sequence[Transition]:
+    def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
         with torch.no_grad():
             reward = self.judge.score(self.policy.images(rollout), prompts)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -59,6 +60,10 @@ class Diffusion(nn.Module, ABC):
     @abstractmethod
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
         """The parameters of `who`, by a name that is stable across runs."""
+
+    @abstractmethod
+    def export(self, who: str, folder: Path, spec: Spec) -> None:
+        """Write the weights of `who` as others load them."""
 
     @abstractmethod
     def times(self, steps: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Diffusion of Gaussian data: score, sampler's law and optimum are known in closed form, so that a method can be proven in seconds."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class GaussianWorld(Diffusion):
 
     def __init__(self, *, shape: tuple[int, int, int], mean: float, std: float):
         super().__init__()
-        self.shape, self.mean, self.std = tuple(shape), mean, std
+        self.shape, self.mean, self.std = shape, mean, std
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()  # Stable Diffusion 1.5's schedule
         alpha_bar = (1 - betas).cumprod(0)
         self.register_buffer("alpha_bar", torch.cat([alpha_bar, alpha_bar[:1]]).float(), persistent=False)
@@ -40,7 +41,8 @@ class GaussianWorld(Diffusion):
         variance = alpha**2 * self.std**2 + sigma**2
         x0 = self.mean + alpha * self.std**2 / variance * (x - alpha * self.mean)
         if who is not None:
-            x0 = (1 + self.copies[who]["gain"]) * x0 + self.copies[who]["shift"]
+            copy = self.trainable(who)
+            x0 = (1 + copy["gain"]) * x0 + copy["shift"]
         return (x - alpha * x0) / sigma
 
     def grow(self, who: str, spec: Spec) -> None:
@@ -49,6 +51,13 @@ class GaussianWorld(Diffusion):
 
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
         return dict(self.copies[who].named_parameters())
+
+    def export(self, who: str, folder: Path, spec: Spec) -> None:
+        """<folder>/<who>.safetensors, with the copy's gain and shift."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().cpu() for name, value in self.trainable(who).items()}, folder / f"{who}.safetensors")
 
     @property
     def device(self) -> torch.device:

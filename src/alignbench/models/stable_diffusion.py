@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,10 @@ class StableDiffusion(Diffusion):
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
-        network = self.copies[who] if who is not None and who in self.copies else self.unet
-        if network is self.unet:
+        network: nn.Module = self.unet
+        if who is not None and who in self.copies:
+            network = self.copies[who]
+        else:
             lora.switch(self.unet, who)
         return network(x, t, encoder_hidden_states=cond).sample
 
@@ -81,15 +84,16 @@ class StableDiffusion(Diffusion):
         return dict(self.copies[who].named_parameters()) if who in self.copies else lora.parameters(self.unet, who)
 
     def export(self, who: str, folder: Path, spec: Spec) -> None:
-        """Write `who` as others load it: a diffusers LoRA (`load_lora_weights`) or a UNet folder (`UNet2DConditionModel.from_pretrained`)."""
+        """A diffusers LoRA in `folder` (for `load_lora_weights`), or the full copy in folder/unet (for `UNet2DConditionModel`)."""
         if spec.kind == "full":
-            self.copies[who].save_pretrained(folder / "unet")
+            unet: Any = self.copies[who]
+            unet.save_pretrained(folder / "unet")
             return
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=who))
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=self.unet.peft_config[who].to_dict()
-        )
+        facts = self.unet.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
+        facts["target_modules"] = sorted(facts["target_modules"])  # a set, whose order changes from process to process
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=facts)

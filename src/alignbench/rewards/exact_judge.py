@@ -1,4 +1,4 @@
-"""Gold: whether the exact judge finds all five attributes of a scene right. Meant for evaluation; training on it leaves no gold standard."""
+"""Gold: whether the exact judge finds all five attributes of a scene right. For evaluation: trained on, it is no gold standard."""
 
 from torch import Tensor
 

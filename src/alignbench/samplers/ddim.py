@@ -21,7 +21,8 @@ class DDIM:
         alpha_bar = model.alpha_bar.to(k.device)
         here, there = alpha_bar[times[k]], alpha_bar[times[k + 1]]
         std = self.eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).clamp(min=0).sqrt()  # equation 16
-        return times[k], *(value[:, None, None, None] for value in (here, there, std))
+        here, there, std = (value[:, None, None, None] for value in (here, there, std))
+        return times[k], here, there, std
 
     def stochastic(self, model: Diffusion) -> Tensor:
         return self._schedule(model, torch.arange(self.steps))[3].flatten() > 0

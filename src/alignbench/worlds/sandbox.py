@@ -1,9 +1,10 @@
-"""Makes the sandbox: a small Stable Diffusion pipeline, trained from a seed on the captioned scenes. `python -m alignbench.worlds.sandbox`"""
+"""Makes the sandbox, a small Stable Diffusion pipeline, from a seed: `python -m alignbench.worlds.sandbox FOLDER`."""
 
 import argparse
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -119,7 +120,7 @@ class Progress:
             for name, state in saved.items():
                 parts[name].load_state_dict(state)  # type: ignore[attr-defined]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         for step in track(range(self.start, self.steps), description=self.path.stem, total=self.steps, completed=self.start):
             yield step
             if (step + 1) % self.every == 0 or step + 1 == self.steps:
@@ -223,7 +224,7 @@ A Stable Diffusion pipeline small enough to ship: {PIXELS}x{PIXELS} pictures of 
 ({vae_steps} VAE steps, {unet_steps} UNet steps) on scenes drawn by code; 12 of the 48 (shape, colour) pairs were never shown.
 It is meant to be imperfect: a method that aligns it has room to improve.
 
-Test prompts only (held-out pairs), guidance {GUIDANCE:g}, {STEPS} DDIM steps (eta 0); shares are of images that the exact judge finds right:
+Test prompts only (held-out pairs), guidance {GUIDANCE:g}, {STEPS} DDIM steps (eta 0); shares are of images the exact judge finds right:
 
 | figure | value |
 |---|---|
