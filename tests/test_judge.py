@@ -13,8 +13,10 @@ from conftest import FULL
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from alignbench.methods.ddpo import DDPO
+from alignbench.checkpoint import AtomicCheckpointIO
+from alignbench.evaluation.callbacks import History, Saver
 from alignbench.meters import Meters
+from alignbench.methods.ddpo import DDPO
 from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
 from alignbench.rewards.base import Reward
@@ -22,6 +24,7 @@ from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
 from alignbench.rollouts import Rollouts
 from alignbench.samplers.ddim import DDIM
+from alignbench.signals import armed
 
 IMAGES = 8
 PROMPTS = [f"prompt {n // 4}" for n in range(IMAGES)]
@@ -111,28 +114,33 @@ def made(script: Callable[[Tensor, int], Any], advantage: str = "per_prompt", fo
 
 
 def weights(method: DDPO) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in method.trainable().values()]
+    return [parameter.detach().clone() for parameter in method.policy.trainable().values()]
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def fit(method: DDPO, epochs: int, folder: Path) -> None:
-    """As a run does, without its callbacks."""
+def fit(method: DDPO, epochs: int, folder: Path, resume: Path | None = None) -> list[dict[str, Any]]:
+    """As a run does; the rows of its history."""
+    history = History(method.policy.model.meters, lambda: method.collected, dict, 0, lambda rows: None)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
         gradient_clip_val=1.0,
         accumulate_grad_batches=method.accumulate,
+        callbacks=[history, Saver(folder / "last.ckpt")],
+        plugins=[AtomicCheckpointIO("a" * 64)],
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(method, Rollouts(lambda: method.collect(PROMPTS, Draws(0, trainer.current_epoch)), method.num_batches()))
+    loader = Rollouts(lambda: method.collect(PROMPTS, Draws(0, trainer.current_epoch)), method.num_batches())
+    with armed():
+        trainer.fit(method, loader, ckpt_path=resume, weights_only=True)
+    return history.rows
 
 
 # --- scores that are none
@@ -187,15 +195,16 @@ def test_a_wrong_score_changes_no_weight(kind: str, tmp_path: Path) -> None:
 def test_a_constant_has_no_gradient(advantage: str, form: str) -> None:
     method = made(constant, advantage, form)
     with pytest.warns(UserWarning, match="reward scripted gave every image the same score") as caught:
-        for epoch in range(3):
-            for batch in method.collect(PROMPTS, Draws(0, epoch)):
-                assert not batch.advantage.any()
-                assert method.training_step(batch, 0) is None
-                loss, metrics = method.loss(batch)
-                gradients = torch.autograd.grad(loss, list(method.trainable().values()))
-                assert not any(gradient.any() for gradient in gradients)
-                assert all(value.isfinite() for value in (loss, *metrics.values()))
+        batches = [batch for epoch in range(3) for batch in method.collect(PROMPTS, Draws(0, epoch))]
     assert len(caught) == 1
+    assert len(batches) == 3 * method.num_batches()
+    for batch in batches:
+        assert not batch.advantage.any()
+        assert method.training_step(batch, 0) is None
+        loss, metrics = method.loss(batch)
+        gradients = torch.autograd.grad(loss, list(method.policy.trainable().values()))
+        assert not any(gradient.any() for gradient in gradients)
+        assert all(value.isfinite() for value in (loss, *metrics.values()))
 
 
 @pytest.mark.parametrize("form", ["importance_sampled", "score_function"])
@@ -210,7 +219,7 @@ def test_a_constant_moves_no_weight_and_is_warned_of_once(advantage: str, form: 
     assert method.judge.reward.turns == 3
     assert same(weights(method), before)
     optimizer = method.configure_optimizers()
-    for parameter in method.trainable().values():
+    for parameter in method.policy.trainable().values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert not same(weights(method), before)  # what a gradient of 0 would have done
@@ -225,6 +234,19 @@ def test_a_constant_after_an_informative_epoch_moves_no_weight(advantage: str, t
     with pytest.warns(UserWarning, match="same score"):
         fit(method, 3, tmp_path)
     assert same(weights(method), weights(once))
+
+
+def test_a_constant_epoch_logs_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """A batch without signal has no loss; Lightning would repeat the last that it was told."""
+    with pytest.warns(UserWarning, match="same score"):
+        whole = fit(made(lambda images, turn: (constant if turn == 2 else brightness)(images, turn)), 3, tmp_path / "whole")
+    fit(made(brightness), 1, tmp_path)
+    with pytest.warns(UserWarning, match="same score"):
+        resumed = fit(
+            made(lambda images, turn: (constant if turn == 1 else brightness)(images, turn)), 3, tmp_path / "on", tmp_path / "last.ckpt"
+        )
+    assert resumed == whole
+    assert [row.get("loss", 0.0) != 0.0 for row in whole] == [True, False, True]
 
 
 def test_an_informative_reward_is_not_warned_of() -> None:

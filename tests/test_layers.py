@@ -19,7 +19,7 @@ ROWS: list[set[str]] = [  # a row may import the rows below it and, within itsel
 ]
 INTERFACES = {("samplers", "alignbench.models.base")}  # a sampler is written against the Diffusion interface
 ALLOWED = {
-    "hydra": {"__main__", "compose", "run", "experiment", "report.reproduce"},
+    "hydra": {"__main__", "compose", "experiment", "report.reproduce"},
     "omegaconf": {"__main__", "compose"},
     "lightning": {"methods", "evaluation", "checkpoint", "run", "experiment"},
     "diffusers": {"models", "worlds", "rewards"},

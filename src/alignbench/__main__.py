@@ -173,14 +173,7 @@ def run(composed: "Composed") -> int:
 
         return execute(composed)
     except Exception as error:
-        return failed(unwrapped(error), composed.folder)
-
-
-def unwrapped(error: BaseException) -> BaseException:
-    """What a constructor raised, without Hydra's envelope."""
-    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+        return failed(error, composed.folder)
 
 
 def failed(error: BaseException, folder: Path) -> int:

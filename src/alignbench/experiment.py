@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 
@@ -20,6 +21,14 @@ from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
 
 WHO = "policy"
+
+
+def made(node: dict[str, Any], **given: Any) -> Any:
+    """What a checked node's `_target_` makes of its plain values and of what the code gives."""
+    try:
+        return instantiate(node, _convert_="all", **given)
+    except InstantiationException as error:  # Hydra's envelope: what the constructor raised is what the user should read
+        raise error.__cause__ or error from None
 
 
 @dataclass
@@ -38,19 +47,19 @@ class Experiment:
     def build(cls, config: dict[str, Any]) -> "Experiment":
         """Instantiate every group. Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here."""
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
-        model: Diffusion = instantiate(arguments("model", config["model"]))
+        model: Diffusion = made(arguments("model", config["model"]))
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
         model.grow(WHO, spec)
-        policy = Policy(model, instantiate(config["sampler"]), WHO, config["eval"]["batch"])
-        reward: Reward = instantiate(config["reward"])
-        judges = {each.name: each for each in (reward, *map(instantiate, config["eval"]["judges"]))}
-        method: Method = instantiate(
+        policy = Policy(model, made(config["sampler"]), WHO, config["eval"]["batch"])
+        reward: Reward = made(config["reward"])
+        judges = {each.name: each for each in (reward, *map(made, config["eval"]["judges"]))}
+        method: Method = made(
             arguments("method", config["method"]),
             policy=policy,
             judge=Judge(reward, model.meters),
             micro_batch=config["trainer"]["micro_batch"],
         )
-        return cls(config, model, spec, policy, reward, list(judges.values()), instantiate(config["dataset"]), method)
+        return cls(config, model, spec, policy, reward, list(judges.values()), made(config["dataset"]), method)
 
     def attach(self, trainer: Trainer) -> None:
         """Take the trainer's device and precision, for what happens outside its own loop too."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 
 from alignbench import __version__
@@ -19,7 +18,7 @@ from alignbench.compose import RESULTS_VERSION, Composed
 from alignbench.config import MissingAsset, arguments
 from alignbench.evaluation.callbacks import BudgetStop, History, Progress, Row, Saver
 from alignbench.evaluation.evaluate import compare
-from alignbench.experiment import WHO, Experiment
+from alignbench.experiment import WHO, Experiment, made
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
 from alignbench.rollouts import Rollouts
@@ -73,7 +72,7 @@ def execute(composed: Composed) -> int:
 
 def trainer_of(experiment: Experiment, composed: Composed, history: History) -> Trainer:
     config = experiment.config
-    return instantiate(
+    trainer: Trainer = made(
         arguments("trainer", config["trainer"]),
         accumulate_grad_batches=experiment.method.accumulate,
         callbacks=[
@@ -88,6 +87,7 @@ def trainer_of(experiment: Experiment, composed: Composed, history: History) -> 
         enable_model_summary=False,
         default_root_dir=composed.folder,
     )
+    return trainer
 
 
 def last(composed: Composed) -> Path:

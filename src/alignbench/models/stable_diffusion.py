@@ -19,8 +19,13 @@ class StableDiffusion(Diffusion):
     def __init__(self, *, path: str, revision: str | None):
         """path: Hub id, local folder or package://folder. Raises MissingAsset where it cannot be had."""
         super().__init__()
+        import diffusers
+        import transformers
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+        for library in (diffusers, transformers):  # bars of no use for files that are here, and a page of advice for files that are not
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 located(path),
@@ -32,7 +37,7 @@ class StableDiffusion(Diffusion):
                 use_safetensors=True,
             )
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0].split(" (")[0]
             raise MissingAsset(
                 f"model.path={path}: no pipeline there ({reason}); fetch it with `hf download {path}` or name a local folder"
             ) from error

@@ -1,0 +1,116 @@
+"""Every choice is built for real, and a small experiment runs in this process from words to page."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignbench.__main__ import main
+from alignbench.compose import compose
+from alignbench.config import MissingAsset, choices, conf_folder
+from alignbench.experiment import Experiment
+from alignbench.report.record import read_metrics, read_result, read_samples
+
+SANDBOX_AS = "model.path=package://models/sandbox"  # the same loading code, without the download
+GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
+SMALL = [
+    "model=gaussian",
+    "reward=jpeg_compressibility",
+    "eval=plain",
+    "eval.prompts=3",
+    "eval.images=2",
+    "eval.validation_prompts=2",
+    "eval.grid=2",
+]
+
+
+def words(group: str, choice: str) -> list[str]:
+    if group == "recipe" and "@" in choice:
+        method, model = choice.split("@")
+        return [f"method={method}", f"model={model}"]
+    return [f"{group}={choice}", "epochs=1"] + ([SANDBOX_AS] if choice == "sd15" else [])
+
+
+@pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
+def test_every_choice_is_built(group: str, choice: str) -> None:
+    built = Experiment.build(compose(words(group, choice)).config)
+    assert built.method.num_batches() % built.method.accumulate == 0
+    assert built.policy.trained_steps.any()
+    assert built.policy.trainable()
+    assert built.prompts.train
+    assert not set(built.prompts.train) & set(built.prompts.test)
+    assert not set(built.prompts.train) & set(built.prompts.validation)
+
+
+def test_a_model_that_is_not_here_says_how_to_get_it() -> None:
+    with pytest.raises(MissingAsset, match="hf download stable-diffusion-v1-5/stable-diffusion-v1-5"):
+        Experiment.build(compose(["model=sd15", "epochs=1"]).config)
+
+
+def test_the_policy_at_step_0_is_the_reference(tmp_path: Path) -> None:
+    """Same prompts, same noise, same images bit for bit, and no divergence: whatever differs later comes from training."""
+    built = Experiment.build(compose(["eval=quick", "epochs=1", "sampler.steps=3"]).config)
+    sides = [built.scored("test", 4, policy) for policy in (built.policy, built.policy.reference)]
+    assert torch.equal(sides[0].images, sides[1].images)
+    assert sides[0].mean("kl") == 0.0
+    assert len({image.numpy().tobytes() for image in sides[0].images}) == len(sides[0].images)
+    assert built.model.meters.state() == {"reward_queries": 0, "network_evaluations": {}}  # evaluation counts nothing
+
+
+def run(tmp_path: Path, *more: str) -> Path:
+    arguments = [*SMALL, "epochs=2", "eval.every=1", "method.images=8", "method.batch=4", "sampler.steps=3", f"output={tmp_path}", *more]
+    assert main(arguments) == 0
+    return compose(arguments).folder
+
+
+def test_a_run_writes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path)
+    out, err = capsys.readouterr()
+    for planned in ("reward queries", "network evaluations", "checkpoint", "estimated time", "trains"):
+        assert planned in err
+    assert "epoch 2/2" in err
+    assert str(folder / "report.html") in out
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml", "metrics.jsonl", "samples.parquet", "samples", "result.json", "report.html", "timing.json", "checkpoints", "weights"
+    }  # fmt: skip
+    result: dict[str, Any] = read_result(folder)
+    assert result["meters"]["reward_queries"] == 16
+    assert result["choices"]["method"] == "ddpo"
+    rows = read_metrics(folder)
+    assert [(row["epoch"], row["split"]) for row in rows] == [
+        (0, "validation"),
+        (1, "train"),
+        (1, "validation"),
+        (2, "train"),
+        (2, "validation"),
+    ]
+    assert rows[0]["kl"] == 0.0
+    assert rows[-1]["kl"] > 0
+    assert rows[-1]["reward_queries"] == 16
+    samples = read_samples(folder)
+    assert len(samples) == 2 * 3 * 2
+    for metric in result["metrics"]:
+        means = {who: [row[metric["name"]] for row in samples if row["who"] == who] for who in ("reference", "policy")}
+        for who, values in means.items():
+            assert sum(values) / len(values) == pytest.approx(metric[who], abs=1e-12)
+        assert metric["policy"] - metric["reference"] == pytest.approx(metric["difference"], abs=1e-12)
+
+
+def test_a_finished_run_is_shown_and_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(tmp_path) == folder
+    assert "already done" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    assert run(tmp_path, "seed=1") != folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_how_much_goes_through_at_once_changes_no_image(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name, f"trainer.micro_batch={rows}", "eval.batch=8") for name, rows in (("a", 4), ("b", 12))]
+    weights = [read_result(folder)["metrics"] for folder in folders]
+    assert folders[0].name == folders[1].name  # not part of a run's identity
+    for one, other in zip(*weights, strict=True):
+        assert one["policy"] == pytest.approx(other["policy"], abs=1e-4)

@@ -1,0 +1,41 @@
+"""What the README shows works: its program, and the choices in its commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from alignbench.__main__ import VERBS
+from alignbench.compose import compose, sweep
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if re.match(r"(python -m )?alignbench\b", line)]
+
+
+def test_the_three_line_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "from_pretrained" in block]
+    assert len(program.strip().splitlines()) == 3
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "README.md", "exec"), {})
+    assert (tmp_path / "circle.png").stat().st_size > 200
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one(command: str) -> None:
+    words = shlex.split(command.removeprefix("python -m "))[1:]
+    flags = {word for word in words if word.startswith("-")}
+    overrides = [word for word in words if word not in flags]
+    if overrides and "=" not in overrides[0]:
+        assert overrides[0] in VERBS
+    elif flags <= {"-m", "--cfg"}:
+        for job in sweep(overrides):
+            compose(job)
+    else:
+        assert flags == {"--help"}
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 8
