@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignbench.check import constructor_of
 from alignbench.compose import Composed, compose
 from alignbench.config import FACTS, GROUPS, arguments, choices, conf_folder
+from alignbench.signatures import constructor_of
 
 CHOICES = [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())]
 TARGETS = sorted(

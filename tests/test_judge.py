@@ -238,13 +238,15 @@ def test_a_constant_after_an_informative_epoch_moves_no_weight(advantage: str, t
 
 def test_a_constant_epoch_logs_nothing_of_the_one_before(tmp_path: Path) -> None:
     """A batch without signal has no loss; Lightning would repeat the last that it was told."""
+
+    def constant_in(silent: int) -> DDPO:
+        return made(lambda images, turn: (constant if turn == silent else brightness)(images, turn), "group")
+
     with pytest.warns(UserWarning, match="same score"):
-        whole = fit(made(lambda images, turn: (constant if turn == 2 else brightness)(images, turn)), 3, tmp_path / "whole")
-    fit(made(brightness), 1, tmp_path)
+        whole = fit(constant_in(2), 3, tmp_path / "whole")
+    fit(made(brightness, "group"), 1, tmp_path)
     with pytest.warns(UserWarning, match="same score"):
-        resumed = fit(
-            made(lambda images, turn: (constant if turn == 1 else brightness)(images, turn)), 3, tmp_path / "on", tmp_path / "last.ckpt"
-        )
+        resumed = fit(constant_in(1), 3, tmp_path / "resumed", tmp_path / "last.ckpt")
     assert resumed == whole
     assert [row.get("loss", 0.0) != 0.0 for row in whole] == [True, False, True]
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "alignbench"
 LEAVES = {"config", "ranges", "rng", "meters", "gaussian", "tables", "objectives", "signals"}  # of all; they know only each other
-TOP = {"__main__", "compose", "check", "run", "experiment"}
+TOP = {"__main__", "compose", "check", "signatures", "run", "experiment"}
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},
     {"models", "samplers", "rewards", "datasets"},

@@ -22,8 +22,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignbench.check import ROOTS, check, file_of, nearest, read_choice, short
+from alignbench.check import ROOTS, check, file_of, read_choice, short
 from alignbench.config import GROUPS, HOST_ONLY, ConfigError, choices, conf_folder, located
+from alignbench.signatures import nearest
 
 RESULTS_VERSION = 1  # raised by hand when the same config gives other numbers
 OVERLAYS = ("recipe", "experiment")
