@@ -51,9 +51,9 @@ def execute(composed: Composed) -> int:
         experiment.attach(trainer)
         say(f"{composed.folder}\n{experiment.plan()}")
         record.open(composed.identity)
-        trained = time.time()
+        built = time.time()
         fit(experiment, trainer, composed)
-        evaluated = time.time()
+        fitted = time.time()
         finish(experiment, composed, record, history.rows)
         record.timing(
             {
@@ -61,7 +61,7 @@ def execute(composed: Composed) -> int:
                 "host": platform.node(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
                 "threads": torch.get_num_threads(),
-                "seconds": {"building": trained - started, "training": evaluated - trained, "evaluation": time.time() - evaluated},
+                "seconds": {"building": built - started, "training": fitted - built, "evaluation": time.time() - fitted},
                 "versions": {"alignbench": __version__, "torch": torch.__version__, "python": platform.python_version()},
             }
         )

@@ -160,16 +160,16 @@ def train_vae(vae: AutoencoderKL, steps: int, seed: int, work: Path) -> None:
         vae.register_to_config(scaling_factor=round(1 / vae.encode(images * 2 - 1).latent_dist.sample(generator).std().item(), 5))
 
 
-def train_unet(pipeline: StableDiffusionPipeline, steps: int, seed: int, work: Path) -> None:
-    """The usual eps regression, text encoder and UNet together, a tenth of the captions dropped."""
+def train_unet(pipeline: StableDiffusionPipeline, steps: int, cycle: int, seed: int, work: Path) -> None:
+    """The usual eps regression, text encoder and UNet together, some captions dropped; each cycle's rate peaks at half the last's."""
     unet, text_encoder, words, vae = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae
     scenes = all_scenes("train")
     vae.requires_grad_(False)
     parameters = [*unet.parameters(), *text_encoder.parameters()]
-    adamw, schedule = optimiser(parameters, 1.5e-3, steps)
+    adamw, schedule = optimiser(parameters, 1.5e-3 / 2**cycle, steps)
     parts = {"unet": unet, "text_encoder": text_encoder, "adamw": adamw, "schedule": schedule}
-    for step in Progress(work / "unet.pt", parts, steps):
-        captions, images, generator = batch(scenes, 64, step, seed, purpose=2)
+    for step in Progress(work / f"unet-{cycle}.pt", parts, steps):
+        captions, images, generator = batch(scenes, 64, step, seed, purpose=2 + cycle)
         keep = torch.rand(len(captions), generator=generator) >= DROP_CAPTION
         captions = [caption if kept else "" for caption, kept in zip(captions, keep, strict=True)]
         tokens = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -185,7 +185,7 @@ def train_unet(pipeline: StableDiffusionPipeline, steps: int, seed: int, work: P
         adamw.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"unet {step} loss {loss.item():.4f}", flush=True)
+            print(f"unet {cycle} {step} loss {loss.item():.4f}", flush=True)
 
 
 @torch.no_grad()
@@ -207,7 +207,7 @@ def figures(pipeline: StableDiffusionPipeline, seed: int, images: int = 420) -> 
     return result | {name: right[:, i].mean().item() for i, name in enumerate(ATTRIBUTES)}
 
 
-def model_card(folder: Path, numbers: dict[str, float], seed: int, vae_steps: int, unet_steps: int) -> str:
+def model_card(folder: Path, numbers: dict[str, float], seed: int, vae_steps: int, unet_steps: list[int]) -> str:
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in numbers.items())
     hashes = "\n".join(
         f"| `{path.relative_to(folder)}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
@@ -221,8 +221,8 @@ pipeline_tag: text-to-image
 
 A Stable Diffusion pipeline small enough to ship: {PIXELS}x{PIXELS} pictures of one shape on a plain background, from captions such as
 "a small red circle at the left on a blue background". Trained by `python -m alignbench.worlds.sandbox` with seed {seed}
-({vae_steps} VAE steps, {unet_steps} UNet steps) on scenes drawn by code; 12 of the 48 (shape, colour) pairs were never shown.
-It is meant to be imperfect: a method that aligns it has room to improve.
+({vae_steps} VAE steps, {" + ".join(map(str, unet_steps))} UNet steps) on scenes drawn by code; of the 48 (shape, colour) pairs the
+denoiser never saw 12. It is meant to be imperfect: a method that aligns it has room to improve.
 
 Test prompts only (held-out pairs), guidance {GUIDANCE:g}, {STEPS} DDIM steps (eta 0); shares are of images the exact judge finds right:
 
@@ -240,8 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m alignbench.worlds.sandbox", description="Train the sandbox pipeline from a seed.")
     parser.add_argument("folder", type=Path, help="where the pipeline is written; its checkpoints go to <folder>.work and are continued")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--unet-steps", type=int, default=4000)
+    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--unet-steps", type=int, nargs="+", default=[4000, 2000], help="of each cycle")
     options = parser.parse_args(arguments)
     work = options.folder.with_name(options.folder.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     pipeline = untrained()
     train_vae(pipeline.vae, options.vae_steps, options.seed, work)
-    train_unet(pipeline, options.unet_steps, options.seed, work)
+    for cycle, steps in enumerate(options.unet_steps):
+        train_unet(pipeline, steps, cycle, options.seed, work)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.eval()
     pipeline.save_pretrained(options.folder)
