@@ -172,7 +172,7 @@ def run(composed: "Composed") -> int:
         from alignbench.run import execute
 
         return execute(composed)
-    except Exception as error:
+    except (Exception, Stopped) as error:
         return failed(error, composed.folder)
 
 

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
-from alignbench.config import Stopped
-
 _MAGIC = b"alignbench-checkpoint-1\n"
 
 
@@ -59,8 +57,6 @@ class AtomicCheckpointIO(CheckpointIO):
             raise Damaged(f"{path.name}: damaged (its checksum does not match)")
         try:
             saved = torch.load(io.BytesIO(payload), map_location=map_location or "cpu", weights_only=True)
-        except Stopped:
-            raise
         except Exception as error:  # whatever the bytes lead torch to: it refuses gadgets with UnpicklingError, other rubbish variously
             raise Damaged(f"{path.name}: cannot be read ({type(error).__name__})") from error
         match saved:

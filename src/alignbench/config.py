@@ -23,8 +23,8 @@ class MissingAsset(Exception):
     """Weights, data, disk or network are not there: one line that says what to do. Exit code 3."""
 
 
-class Stopped(Exception):
-    """A signal ended the run after its state was saved. Exit code 128 + signum."""
+class Stopped(BaseException):
+    """A signal ended the run; what it had finished is saved. Exit code 128 + signum. No `except Exception` may take it for a failure."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by signal {signum}; the same command continues")

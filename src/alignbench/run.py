@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import platform
+import shutil
 import sys
 import time
 import warnings
@@ -76,8 +77,8 @@ def trainer_of(experiment: Experiment, composed: Composed, history: History) -> 
         arguments("trainer", config["trainer"]),
         accumulate_grad_batches=experiment.method.accumulate,
         callbacks=[
+            BudgetStop(experiment.model.meters, **config["budget"]),  # before the history, which validates where training ends
             history,
-            BudgetStop(experiment.model.meters, **config["budget"]),
             Progress(history, say, sys.stderr.isatty()),
             Saver(last(composed)),
         ],
@@ -119,9 +120,10 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
         for row, image in zip(side.rows, side.images, strict=True):
             name = f"{row['prompt_id']}-{row['k']}-{who}.png" if row["k"] == 0 and row["prompt_id"] in pictured else ""
             if name:
-                record.picture(name, (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+                record.picture(name, (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
             rows.append({"who": who, "split": "test", **row, "image": name})
     record.samples(rows)
+    shutil.rmtree(composed.folder / "weights", ignore_errors=True)  # what a killed process left half written
     experiment.model.export(WHO, composed.folder / "weights", experiment.spec)
     sampler = experiment.policy.sampler
     record.result(

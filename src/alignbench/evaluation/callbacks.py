@@ -38,7 +38,7 @@ class History(Callback):
         epoch = trainer.current_epoch + 1
         logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
         self._add("train", epoch, {**logged, **self.collected()})
-        if self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs):
+        if self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs or trainer.should_stop):
             self._add("validation", epoch, self.validate())
 
     def _add(self, split: str, epoch: int, values: dict[str, float]) -> None:

@@ -57,11 +57,10 @@ class Method(LightningModule, ABC):
         return False
 
     def training_step(self, batch: Any, index: int) -> Tensor | None:
-        if self.idle(batch):
-            return None
         loss, metrics = self.loss(batch)
+        # logged for idle batches too: Lightning repeats what it was last told, and a resumed run was told nothing
         self.log_dict({"loss": loss.detach(), **metrics}, on_step=False, on_epoch=True, batch_size=len(batch))
-        return loss
+        return None if self.idle(batch) else loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.policy.trainable().values())

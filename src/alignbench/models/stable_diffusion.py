@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x: a pipeline folder or Hub repository with a UNet, one text encoder and a VAE; the sandbox is one too."""
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,13 @@ class StableDiffusion(Diffusion):
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=who))
         facts = self.unet.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
         facts["target_modules"] = sorted(facts["target_modules"])  # a set, whose order changes from process to process
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=facts)
+        metadata = {"lora_adapter_metadata": json.dumps({f"unet.{key}": fact for key, fact in facts.items()}, indent=2, sort_keys=True)}
+        # diffusers' own writer adds a second entry, and safetensors writes entries in an order that changes from file to file
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, save_function=lambda weights, path: save_file(weights, path, metadata)
+        )

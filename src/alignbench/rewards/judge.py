@@ -1,10 +1,12 @@
 """What stands between a method and its reward: it counts the queries and lets nothing but finite scores of the right shape through."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from alignbench.config import MissingAsset
 from alignbench.meters import Meters
 from alignbench.rewards.base import Reward
 
@@ -20,12 +22,20 @@ class Judge(nn.Module):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] in fp32."""
         self.meters.query(len(images))
-        return self._checked(self.reward(images, prompts), (len(images),))
+        return self._checked(self._asked(self.reward, images, prompts), (len(images),))
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores a pixel [B,H,W] in fp32."""
         self.meters.query(len(images))
-        return self._checked(self.reward.map(images, prompts), (len(images), *images.shape[2:]))
+        return self._checked(self._asked(self.reward.map, images, prompts), (len(images), *images.shape[2:]))
+
+    def _asked(self, ask: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str]) -> Tensor:
+        try:
+            return ask(images, prompts)
+        except MissingAsset:
+            raise
+        except Exception as error:
+            raise ValueError(f"reward {self.reward.name} failed: {error} ({type(error).__name__})") from error
 
     def _checked(self, scores: object, shape: tuple[int, ...]) -> Tensor:
         name = self.reward.name
