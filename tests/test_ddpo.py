@@ -144,11 +144,15 @@ def test_equal_rewards_give_exactly_no_advantage() -> None:
 def test_group_advantages_sum_to_zero_for_each_prompt() -> None:
     reward = torch.randn(12, generator=generator(0, "reward"))
     prompts = ["a", "b", "c"] * 4
-    advantage = group_advantage(reward, prompts)
+    own, shared = (group_advantage(reward, prompts, spread=spread) for spread in ("group", "batch"))
     for prompt in "abc":
         members = torch.tensor([each == prompt for each in prompts])
-        assert abs(advantage[members].sum().item()) < 1e-5
-        torch.testing.assert_close(advantage[members], standardise(reward[members]))
+        assert abs(own[members].sum().item()) < 1e-5
+        assert abs(shared[members].sum().item()) < 1e-5
+        torch.testing.assert_close(own[members], standardise(reward[members]))
+        torch.testing.assert_close(
+            shared[members] * reward.std(correction=0), reward[members] - reward[members].mean(), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_prompt_statistics_use_the_batch_until_there_are_enough() -> None:

@@ -12,7 +12,7 @@ from alignbench.rewards.exact_judge import ExactJudge
 from alignbench.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from alignbench.rewards.scene_judge import SceneJudge
 from alignbench.rng import generator
-from alignbench.worlds.scenes import COLOURS, all_scenes, draw
+from alignbench.worlds.scenes import COLOURS, Scene, all_scenes, draw
 
 REWARDS = [SceneJudge(), ExactJudge(), Colour(width=0.35), JpegCompressibility(), JpegIncompressibility()]
 SCENES = all_scenes("train")[::500]
@@ -46,13 +46,26 @@ def test_a_reward_is_what_it_says(reward: Reward) -> None:
             reward.map(images, PROMPTS)
 
 
-def test_the_scene_judge_counts_attributes() -> None:
-    assert SceneJudge()(pictures(), PROMPTS).tolist() == [1.0] * len(PROMPTS)
-    wrong_colour = [
-        prompt.replace(scene.colour, "cyan" if scene.colour != "cyan" else "red", 1) for scene, prompt in zip(SCENES, PROMPTS, strict=True)
-    ]
-    assert SceneJudge()(pictures(), wrong_colour).tolist() == pytest.approx([0.8] * len(PROMPTS))
-    assert not ExactJudge()(pictures(), wrong_colour).any()
+def test_the_scene_judge_pays_for_each_attribute() -> None:
+    assert SceneJudge()(pictures(), PROMPTS).min() > 0.97
+    assert ExactJudge()(pictures(), PROMPTS).all()
+    for scene, image in zip(SCENES, pictures(), strict=True):
+        for wrong in (
+            {"shape": "ring" if scene.shape != "ring" else "circle"},
+            {"position": "at the top" if scene.position != "at the top" else "at the left"},
+        ):
+            other = [Scene(**{**scene.__dict__, **wrong}).caption]
+            assert SceneJudge()(image[None], other) < SceneJudge()(image[None], [scene.caption]) - 0.03
+            assert not ExactJudge()(image[None], other).any()
+
+
+def test_the_scene_judge_rises_on_the_way_to_the_right_colour() -> None:
+    scene = Scene("circle", "red", "large", "in the centre", "blue")
+    image = draw([scene], generator(0, "one"))
+    wrong = torch.tensor(COLOURS["green"])[:, None, None]
+    faded = [SceneJudge()(image + share * (wrong - image), [scene.caption]).item() for share in (0.0, 0.2, 0.4, 0.6)]
+    assert faded == sorted(faded, reverse=True)
+    assert len(set(faded)) == 4
 
 
 def test_jpeg_size_is_that_of_the_file_in_kilobytes() -> None:

@@ -31,10 +31,16 @@ def standardise(reward: Tensor, epsilon: float = 1e-6) -> Tensor:
     return (reward - reward.mean()) / (reward.std(correction=0) + epsilon)
 
 
-def group_advantage(reward: Tensor, prompts: list[str], epsilon: float = 1e-6) -> Tensor:
-    """Standardise within the images of each prompt: reward [B] -> [B]. A prompt's advantages sum to zero."""
-    advantage = torch.empty_like(reward)
+def group_advantage(reward: Tensor, prompts: list[str], spread: Literal["group", "batch"], epsilon: float = 1e-6) -> Tensor:
+    """Rewards [B] minus the mean of their prompt's images, over a std: [B]. A prompt's advantages sum to zero.
+
+    spread: group, each prompt's own std (GRPO); batch, the std of all rewards at once (Flow-GRPO's code), which does not blow up the
+    differences between the images of a prompt that are all nearly right.
+    """
+    advantage = torch.zeros_like(reward)
     for prompt in dict.fromkeys(prompts):
         members = torch.tensor([each == prompt for each in prompts], device=reward.device)
-        advantage[members] = standardise(reward[members], epsilon)
+        own = reward[members]
+        if own.amax() > own.amin():
+            advantage[members] = (own - own.mean()) / ((own if spread == "group" else reward).std(correction=0) + epsilon)
     return advantage

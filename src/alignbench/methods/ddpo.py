@@ -46,7 +46,7 @@ class DDPO(Method):
         inner_epochs: Count,
         form: Literal["importance_sampled", "score_function"],
         clip: Positive,
-        advantage: Literal["per_prompt", "group", "batch", "none"],
+        advantage: Literal["per_prompt", "group", "group_mean", "batch", "none"],
         advantage_clip: Positive,
         buffer: Count,
         enough: Count,
@@ -92,7 +92,9 @@ class DDPO(Method):
             case "per_prompt":
                 advantage = self.statistics.advantage(reward, prompts)
             case "group":
-                advantage = group_advantage(reward, prompts)
+                advantage = group_advantage(reward, prompts, spread="group")
+            case "group_mean":
+                advantage = group_advantage(reward, prompts, spread="batch")
             case "batch":
                 advantage = standardise(reward)
             case "none":

@@ -136,43 +136,85 @@ def draw(scenes: list[Scene], generator: torch.Generator) -> Tensor:
     return images
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the exact judge measures on each image, in closed form; no network."""
+
+    paper: Tensor  # [B,3] the background's colour: the border's median
+    ink: Tensor  # [B,3] the shape's colour: the mean of the pixels farthest from the background's
+    offset: Tensor  # [B,2] the ink's centroid from the image's centre, in pixels
+    overlap: Tensor  # [B,shapes,sizes] soft intersection over union with each shape and size, drawn at that centroid
+    drawn: Tensor  # [B] bool: whether there is anything but background
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Reading":
+        images = images.detach().float().cpu()
+        pixels = images.flatten(2).transpose(1, 2)  # [B,HW,3]
+        border = torch.zeros(PIXELS, PIXELS, dtype=torch.bool)
+        border[[0, -1], :] = border[:, [0, -1]] = True
+        paper = pixels[:, border.flatten()].median(1).values
+        distance = (pixels - paper[:, None]).norm(dim=-1)  # [B,HW]
+        strongest = distance.topk(12, dim=1).values.mean(1)  # 12 pixels: well inside the smallest shape
+        far = (distance >= 0.7 * strongest[:, None]).float()
+        ink = (far[..., None] * pixels).sum(1) / far.sum(1, keepdim=True)
+        direction = (ink - paper)[:, None]
+        alpha = ((pixels - paper[:, None]) * direction).sum(-1) / direction.square().sum(-1).clamp(min=1e-6)
+        alpha = torch.where(alpha < 0.25, 0.0, alpha.clamp(max=1))  # [B,HW]; what is fainter is the decoder's ripple
+
+        axis = torch.arange(PIXELS) + 0.5
+        grid = torch.stack([axis.repeat(PIXELS), axis.repeat_interleave(PIXELS)], -1)  # [HW,2] as x, y
+        centre = (alpha[..., None] * grid).sum(1) / alpha.sum(1, keepdim=True).clamp(min=1e-6)
+        overlap = torch.zeros(len(images), len(SHAPES), len(SIZES))
+        for (i, shape), (j, radius) in product(enumerate(SHAPES), enumerate(SIZES.values())):
+            for jitter in (-_JITTER_RADIUS, 0.0, _JITTER_RADIUS):
+                template = coverage(shape, centre, torch.full((len(images),), radius + jitter)).flatten(1)
+                union = torch.maximum(alpha, template).sum(1)
+                overlap[:, i, j] = torch.maximum(overlap[:, i, j], torch.minimum(alpha, template).sum(1) / union)
+        return cls(paper, ink, centre - PIXELS / 2, overlap, strongest >= 0.25)
+
+
 def read(images: Tensor) -> Tensor:
-    """The exact judge: what each image shows, as attribute indices [B,5] (-1 where nothing is drawn). No network.
-
-    The background is the border's median; the ink the mean of the pixels farthest from it; place is the ink's centroid; shape
-    and size are those whose closed-form coverage, drawn at that centroid, overlaps the ink best (soft intersection over union).
-    """
-    images = images.detach().float().cpu()
-    palette = torch.tensor(list(COLOURS.values()))  # [8,3]
-    pixels = images.flatten(2).transpose(1, 2)  # [B,HW,3]
-    border = torch.zeros(PIXELS, PIXELS, dtype=torch.bool)
-    border[[0, -1], :] = border[:, [0, -1]] = True
-    paper = pixels[:, border.flatten()].median(1).values  # [B,3]
-    distance = (pixels - paper[:, None]).norm(dim=-1)  # [B,HW]
-    strongest = distance.topk(12, dim=1).values.mean(1)  # 12 pixels: well inside the smallest shape
-    far = (distance >= 0.7 * strongest[:, None]).float()
-    ink = (far[..., None] * pixels).sum(1) / far.sum(1, keepdim=True)  # [B,3]
-    direction = (ink - paper)[:, None]
-    alpha = ((pixels - paper[:, None]) * direction).sum(-1) / direction.square().sum(-1).clamp(min=1e-6)
-    alpha = torch.where(alpha < 0.25, 0.0, alpha.clamp(max=1))  # [B,HW]; what is fainter is the decoder's ripple
-
-    axis = torch.arange(PIXELS) + 0.5
-    grid = torch.stack([axis.repeat(PIXELS), axis.repeat_interleave(PIXELS)], -1)  # [HW,2] as x, y
-    centre = (alpha[..., None] * grid).sum(1) / alpha.sum(1, keepdim=True).clamp(min=1e-6)
-    offsets = torch.tensor(list(POSITIONS.values()))
-    position = (centre[:, None] - PIXELS / 2 - offsets).norm(dim=-1).argmin(1)
-
-    overlap = []
-    for shape, radius, jitter in product(SHAPES, SIZES.values(), (-_JITTER_RADIUS, 0.0, _JITTER_RADIUS)):
-        template = coverage(shape, centre, torch.full((len(images),), radius + jitter)).flatten(1)
-        overlap.append(torch.minimum(alpha, template).sum(1) / torch.maximum(alpha, template).sum(1))
-    best = torch.stack(overlap, 1).argmax(1) // 3
-    seen = torch.stack([best // len(SIZES), (ink[:, None] - palette).norm(dim=-1).argmin(1), best % len(SIZES), position], 1)
-    seen[strongest < 0.25] = -1
-    return torch.cat([seen, (paper[:, None] - palette).norm(dim=-1).argmin(1)[:, None]], 1)
+    """What each image shows, as attribute indices [B,5] in the order of ``ATTRIBUTES``; -1 where nothing is drawn."""
+    seen = Reading.of(images)
+    best = seen.overlap.flatten(1).argmax(1)
+    colour, background = ((each[:, None] - _PALETTE).norm(dim=-1).argmin(1) for each in (seen.ink, seen.paper))
+    position = (seen.offset[:, None] - _PLACES).norm(dim=-1).argmin(1)
+    shown = torch.stack([best // len(SIZES), colour, best % len(SIZES), position], 1)
+    shown[~seen.drawn] = -1
+    return torch.cat([shown, background[:, None]], 1)
 
 
 def correct(images: Tensor, prompts: list[str]) -> Tensor:
     """Which of the five attributes are as the prompt says: bool [B,5], in the order of ``ATTRIBUTES``."""
-    wanted = torch.tensor([Scene.parse(prompt).indices for prompt in prompts])
-    return read(images) == wanted
+    return read(images) == _wanted(prompts)
+
+
+def nearness(images: Tensor, prompts: list[str]) -> Tensor:
+    """How nearly each attribute is as the prompt says: [B,5] in [0,1], near 1 on real scenes; 0 for a shape that is not drawn.
+
+    Colours: exp(-(d / 0.35)^2), d the RGB distance to the named one. Position: exp(-(d / 4)^2), d in pixels beyond the jitter. Shape and
+    size: the best overlap of the wanted one as a share of the best overlap of any.
+    """
+    seen, (shape, colour, size, position, background) = Reading.of(images), _wanted(prompts).unbind(1)
+    row = torch.arange(len(images))
+    best = seen.overlap.flatten(1).amax(1).clamp(min=1e-6)
+    beyond = ((seen.offset - _PLACES[position]).norm(dim=-1) - 2**0.5 * _JITTER_CENTRE).clamp(min=0)
+    drawn = torch.stack(
+        [
+            seen.overlap[row, shape].amax(1) / best,
+            torch.exp(-(seen.ink - _PALETTE[colour]).square().sum(1) / 0.35**2),
+            seen.overlap[row, :, size].amax(1) / best,
+            torch.exp(-((beyond / 4) ** 2)),
+        ],
+        1,
+    )
+    paper = torch.exp(-(seen.paper - _PALETTE[background]).square().sum(1) / 0.35**2)
+    return torch.cat([drawn * seen.drawn[:, None], paper[:, None]], 1)
+
+
+def _wanted(prompts: list[str]) -> Tensor:
+    return torch.tensor([Scene.parse(prompt).indices for prompt in prompts])
+
+
+_PALETTE = torch.tensor(list(COLOURS.values()))  # [8,3]
+_PLACES = torch.tensor(list(POSITIONS.values()))  # [5,2]
