@@ -20,7 +20,7 @@ from alignbench.report.record import Record, picture_path, read_config, read_met
 
 SIDES = ("reference", "policy")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-ROLES = {"trained": "the reward it was trained on", "gold": "the gold standard, hidden from training", "held out": "held out from training"}
+ROLES = {"trained": "the reward it was trained on", "gold": "the gold standard", "held out": "held out from training"}
 
 NO_VERDICT = {"trained": "trained on: no verdict", "divergence": "a cost: no verdict"}
 

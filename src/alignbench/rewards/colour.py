@@ -17,7 +17,7 @@ class Colour(Reward):
     differentiable = True
     spatial = True
     range = (0.0, 1.0)
-    unit = "mean closeness"
+    unit = "0 to 1"
     licence = "Apache-2.0"
     backbone = ""
     training_data = ""

@@ -14,7 +14,7 @@ class ExactJudge(Reward):
     differentiable = False
     spatial = False
     range = (0.0, 1.0)
-    unit = "share all right"
+    unit = "share of images"
     licence = "Apache-2.0"
     backbone = ""
     training_data = ""

@@ -13,7 +13,7 @@ class SceneJudge(Reward):
     differentiable = False
     spatial = False
     range = (0.0, 1.0)
-    unit = "mean nearness"
+    unit = "0 to 1"
     licence = "Apache-2.0"
     backbone = ""
     training_data = ""

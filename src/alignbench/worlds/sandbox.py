@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from alignbench.worlds.scenes import ATTRIBUTES, PIXELS, Scene, all_scenes, correct, draw
+from alignbench.worlds.scenes import ATTRIBUTES, PIXELS, POSITIONS, Scene, all_scenes, correct, draw
 
 LATENT = 8  # the VAE reduces by 4
 TOKENS = 16  # the longest caption has 13
@@ -204,7 +204,12 @@ def figures(pipeline: StableDiffusionPipeline, seed: int, images: int = 420) -> 
     ]
     right = correct(torch.cat(pictures), picked).float()
     result = {"vae_psnr_db": psnr.item(), "all_five": right.prod(1).mean().item()}
-    return result | {name: right[:, i].mean().item() for i, name in enumerate(ATTRIBUTES)}
+    result |= {name: right[:, i].mean().item() for i, name in enumerate(ATTRIBUTES)}
+    asked = [Scene.parse(caption).position for caption in picked]
+    for place in POSITIONS:
+        rows = torch.tensor([each == place for each in asked])
+        result[f"position, asked {place}"] = right[rows, ATTRIBUTES.index("position")].mean().item()
+    return result
 
 
 def model_card(folder: Path, numbers: dict[str, float], seed: int, vae_steps: int, unet_steps: list[int]) -> str:
@@ -222,7 +227,7 @@ pipeline_tag: text-to-image
 A Stable Diffusion pipeline small enough to ship: {PIXELS}x{PIXELS} pictures of one shape on a plain background, from captions such as
 "a small red circle at the left on a blue background". Trained by `python -m alignbench.worlds.sandbox` with seed {seed}
 ({vae_steps} VAE steps, {" + ".join(map(str, unet_steps))} UNet steps) on scenes drawn by code; of the 48 (shape, colour) pairs the
-denoiser never saw 12. It is meant to be imperfect: a method that aligns it has room to improve.
+denoiser never saw 12 (the VAE saw all colours). It is meant to be imperfect: a method that aligns it has room to improve.
 
 Test prompts only (held-out pairs), guidance {GUIDANCE:g}, {STEPS} DDIM steps (eta 0); shares are of images the exact judge finds right:
 
