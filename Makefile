@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml requirements.lock
 demo test test-slow test-browser: export HF_HUB_OFFLINE := 1
 test test-slow test-browser: export OMP_NUM_THREADS ?= 1
 
-demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 3 minutes
+demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 2 minutes
 	@$(BIN)/python -m alignbench $(ARGS)
 
 test: $(STAMP)  ## the fast tests, at most 8 minutes on 2 cores

@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
 
 from alignbench.__main__ import main
 from alignbench.compose import compose
-from alignbench.config import MissingAsset, choices, conf_folder
+from alignbench.config import MissingAsset, choices, conf_folder, located
 from alignbench.experiment import Experiment
 from alignbench.report.record import read_metrics, read_result, read_samples
+from alignbench.rng import generator
 
 SANDBOX_AS = "model.path=package://models/sandbox"  # the same loading code, without the download
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
@@ -114,3 +118,25 @@ def test_how_much_goes_through_at_once_changes_no_image(tmp_path: Path) -> None:
     assert folders[0].name == folders[1].name  # not part of a run's identity
     for one, other in zip(*weights, strict=True):
         assert one["policy"] == pytest.approx(other["policy"], abs=1e-4)
+
+
+def test_the_lora_of_a_run_gives_its_pictures_in_plain_diffusers(tmp_path: Path) -> None:
+    """The policy's pictures in the run folder, pixel for pixel, from the pipeline folder, the exported LoRA and the evaluation's noise."""
+    arguments = ["adapter=lora", "eval=quick", "eval.prompts=4", "eval.grid=3", "eval.every=0", "epochs=2", "sampler.steps=3"]
+    arguments += ["method.images=8", "method.batch=8", "method.optimizer.lr=0.02", f"output={tmp_path}"]
+    assert main(arguments) == 0
+    folder = compose(arguments).folder
+    pictured = {who: [row for row in read_samples(folder) if row["image"] and row["who"] == who] for who in ("reference", "policy")}
+    pipe = StableDiffusionPipeline.from_pretrained(located("package://models/sandbox"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    images = {}
+    for who, rows in pictured.items():
+        if who == "policy":
+            pipe.load_lora_weights(folder / "weights")
+        noise = [generator(0, "evaluation", row["prompt_id"], row["k"]) for row in rows]
+        prompts = [row["prompt"] for row in rows]
+        images[who] = pipe(prompts, num_inference_steps=3, guidance_scale=3.0, eta=1.0, generator=noise, output_type="np").images
+        for row, image in zip(rows, images[who], strict=True):
+            picture = np.asarray(Image.open(folder / "samples" / row["image"]))
+            assert np.array_equal(picture, (image * 255).round().astype(np.uint8))
+    assert np.abs(images["reference"] - images["policy"]).max() > 0.01
