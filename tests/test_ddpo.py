@@ -45,7 +45,7 @@ def train(method: DDPO, epochs: int, rate: float) -> torch.Tensor:
     total = torch.zeros(2, dtype=torch.float64)
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = rate * (1 - epoch / epochs)
-        for batch in method.collect([""] * method.images, Draws(0, epoch)):
+        for batch in method.collect([""] * method.updates.images, Draws(0, epoch)):
             optimizer.zero_grad()
             method.loss(batch)[0].backward()
             optimizer.step()
@@ -182,10 +182,10 @@ def test_mean_reduction_is_the_sum_over_the_dimensions(policy: Policy) -> None:
 def test_an_update_sees_whole_trajectories_of_its_images_once(policy: Policy) -> None:
     method = a_method(policy, Linear(1.0), images=12, batch=6, micro_batch=5)
     batches = list(method.collect([""] * 12, Draws(0, 0)))
-    assert len(batches) == method.num_batches() == 2 * method.accumulate
+    assert len(batches) == len(method.updates) == 2 * method.updates.accumulate
     assert {len(batch) for batch in batches} == {4}  # the largest divisor of 24 rows that is at most 5
-    first = torch.cat([batch.x for batch in batches[: method.accumulate]])
-    steps = torch.cat([batch.k for batch in batches[: method.accumulate]])
+    first = torch.cat([batch.x for batch in batches[: method.updates.accumulate]])
+    steps = torch.cat([batch.k for batch in batches[: method.updates.accumulate]])
     assert steps.bincount().tolist() == [6, 6, 6, 6]
     assert len(first.flatten(1).unique(dim=0)) == 24
     assert len({tuple(batch.k.tolist()) for batch in batches}) > 1  # rows of one forward pass mix the steps

@@ -32,14 +32,15 @@ SMALL = [
 def words(group: str, choice: str) -> list[str]:
     if group == "recipe" and "@" in choice:
         method, model = choice.split("@")
-        return [f"method={method}", f"model={model}"]
-    return [f"{group}={choice}", "epochs=1"] + ([SANDBOX_AS] if choice == "sd15" else [])
+        return [*words("method", method), f"model={model}"]
+    needs = {"sd15": [SANDBOX_AS], "pxpo": ["reward=colour"]}
+    return [f"{group}={choice}", "epochs=1", *needs.get(choice, [])]
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
 def test_every_choice_is_built(group: str, choice: str) -> None:
     built = Experiment.build(compose(words(group, choice)).config)
-    assert built.method.num_batches() % built.method.accumulate == 0
+    assert len(built.method.updates) % built.method.updates.accumulate == 0
     assert built.policy.trained_steps.any()
     assert built.policy.trainable()
     assert built.prompts.train

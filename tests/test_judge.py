@@ -129,7 +129,7 @@ def fit(method: DDPO, epochs: int, folder: Path, resume: Path | None = None) -> 
         devices=1,
         max_epochs=epochs,
         gradient_clip_val=1.0,
-        accumulate_grad_batches=method.accumulate,
+        accumulate_grad_batches=method.updates.accumulate,
         callbacks=[history, Saver(folder / "last.ckpt")],
         plugins=[AtomicCheckpointIO("a" * 64)],
         logger=False,
@@ -137,7 +137,7 @@ def fit(method: DDPO, epochs: int, folder: Path, resume: Path | None = None) -> 
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    loader = Rollouts(lambda: method.collect(PROMPTS, Draws(0, trainer.current_epoch)), method.num_batches())
+    loader = Rollouts(lambda: method.collect(PROMPTS, Draws(0, trainer.current_epoch)), len(method.updates))
     with armed():
         trainer.fit(method, loader, ckpt_path=resume, weights_only=True)
     return history.rows
@@ -197,7 +197,7 @@ def test_a_constant_has_no_gradient(advantage: str, form: str) -> None:
     with pytest.warns(UserWarning, match="reward scripted gave every image the same score") as caught:
         batches = [batch for epoch in range(3) for batch in method.collect(PROMPTS, Draws(0, epoch))]
     assert len(caught) == 1
-    assert len(batches) == 3 * method.num_batches()
+    assert len(batches) == 3 * len(method.updates)
     for batch in batches:
         assert not batch.advantage.any()
         assert method.idle(batch)

@@ -73,8 +73,9 @@ class Experiment:
     def collect(self) -> Any:
         """This epoch's minibatches, from the current policy."""
         draws = Draws(self.config["seed"], self.trainer.current_epoch if self.trainer else 0)
-        each = self.method.images_per_prompt
-        prompts = draw(self.prompts.train, self.method.images // each, each, draws.one("prompts"))
+        updates = self.method.updates
+        each = updates.images_per_prompt
+        prompts = draw(self.prompts.train, updates.images // each, each, draws.one("prompts"))
         with self.precision():
             return self.method.collect(prompts, draws)
 
@@ -97,12 +98,13 @@ class Experiment:
     def plan(self) -> str:
         """What will happen, before it does."""
         options, epochs, method = self.config["eval"], self.config["epochs"], self.method
+        updates = method.updates
         evaluations = epochs * sum(method.plan().values())
         images = options["prompts"] * options["images"]
         lines = {
             "trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}",
-            "epochs": f"{epochs}, each {method.images} images and {method.num_batches() // method.accumulate} updates",
-            "reward queries": f"{epochs * method.images:,}",
+            "epochs": f"{epochs}, each {updates.images} images and {len(updates) // updates.accumulate} updates",
+            "reward queries": f"{epochs * updates.images:,}",
             "network evaluations": f"{evaluations:,} (guidance doubles them, a backward pass counts two more)",
             "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
             "evaluation": f"{images} images of {options['prompts']} test prompts, of the reference and of the policy",

@@ -75,7 +75,7 @@ def trainer_of(experiment: Experiment, composed: Composed, history: History) -> 
     config = experiment.config
     trainer: Trainer = made(
         arguments("trainer", config["trainer"]),
-        accumulate_grad_batches=experiment.method.accumulate,
+        accumulate_grad_batches=experiment.method.updates.accumulate,
         callbacks=[
             BudgetStop(experiment.model.meters, **config["budget"]),  # before the history, which validates where training ends
             history,
@@ -103,7 +103,7 @@ def fit(experiment: Experiment, trainer: Trainer, composed: Composed) -> None:
         raise MissingAsset(str(damage)) from damage
     if resume is not None:
         say(f"continuing from {resume.name}")
-    loader = Rollouts(experiment.collect, experiment.method.num_batches())
+    loader = Rollouts(experiment.collect, len(experiment.method.updates))
     trainer.fit(experiment.method, loader, ckpt_path=resume, weights_only=True)
     experiment.attach(trainer)  # fit leaves the weights on the CPU
 

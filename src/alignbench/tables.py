@@ -59,35 +59,66 @@ class Transition(Table):
 
 
 @dataclass(frozen=True)
-class Minibatches:
-    """Lazy shuffled passes over a rollout's steps.
+class Updates:
+    """How the trajectories of an epoch are cut into optimiser steps, and those into forward passes.
 
-    An update (one optimiser step) sees all trained steps of `batch` images, as in DDPO; its rows are shuffled across images AND steps and
-    handed out `micro_batch` at a time, so that one forward pass holds many time steps.
+    An optimiser step sees all trained steps of `batch` images, as in DDPO; its rows are shuffled across images AND steps and handed out
+    `micro_batch` at a time, so that one forward pass holds many time steps.
     """
 
-    rollout: Rollout
-    advantage: Tensor  # [B] or [B,h,w]
+    images: int  # collected an epoch
+    images_per_prompt: int
+    batch: int  # images an optimiser step
+    passes: int  # over the collection
     trained: Tensor  # [T] bool: the steps that have a likelihood
-    batch: int  # images an update
-    micro_batch: int  # rows a forward pass; divides batch * trained steps
-    epochs: int
+    at_most: int  # rows a forward pass may hold
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "images_per_prompt"):
+            if self.images % getattr(self, name):
+                raise ValueError(f"method.images={self.images} must be a multiple of method.{name}={getattr(self, name)}")
+
+    @property
+    def rows(self) -> int:
+        """Rows an optimiser step."""
+        return self.batch * int(self.trained.sum())
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows a forward pass: the most that cut an update into equal parts, so that accumulated gradients are the mean over its rows."""
+        return max(size for size in range(1, min(self.rows, self.at_most) + 1) if self.rows % size == 0)
+
+    @property
+    def accumulate(self) -> int:
+        """Forward passes an optimiser step."""
+        return self.rows // self.micro_batch
+
+    def __len__(self) -> int:
+        """Forward passes an epoch."""
+        return self.passes * (self.images // self.batch) * self.accumulate
+
+    def of(self, rollout: Rollout, advantage: Tensor, shuffle: Generator) -> "Minibatches":
+        """This epoch's minibatches; advantage is [B] or [B,h,w]."""
+        return Minibatches(self, rollout, advantage, shuffle)
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """Lazy shuffled passes over a rollout's steps."""
+
+    updates: Updates
+    rollout: Rollout
+    advantage: Tensor
     shuffle: Generator
 
     def __len__(self) -> int:
-        rows = self.batch * int(self.trained.sum())
-        return self.epochs * (len(self.rollout) // self.batch) * (rows // self.micro_batch)
+        return len(self.updates)
 
     def __iter__(self) -> Iterator[Transition]:
-        steps = self.trained.nonzero().squeeze(1)
-        for _ in range(self.epochs):
-            for images in torch.randperm(len(self.rollout), generator=self.shuffle).split(self.batch):
+        steps, device = self.updates.trained.nonzero().squeeze(1), self.rollout.x.device
+        for _ in range(self.updates.passes):
+            for images in torch.randperm(len(self.rollout), generator=self.shuffle).split(self.updates.batch):
                 rows = torch.cartesian_prod(images, steps)
                 rows = rows[torch.randperm(len(rows), generator=self.shuffle)]
-                for image, k in (part.unbind(1) for part in rows.split(self.micro_batch)):
-                    yield self.rollout.steps(image.to(self.rollout.x.device), k.to(self.rollout.x.device), self.advantage)
-
-
-def largest_divisor(rows: int, at_most: int) -> int:
-    """The largest micro-batch that cuts an update into equal parts, so that accumulated gradients are the mean over its rows."""
-    return max(size for size in range(1, min(rows, at_most) + 1) if rows % size == 0)
+                for image, k in (part.unbind(1) for part in rows.split(self.updates.micro_batch)):
+                    yield self.rollout.steps(image.to(device), k.to(device), self.advantage)

@@ -12,6 +12,7 @@ from alignbench.policy import Policy
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
 from alignbench.rollouts import Batches
+from alignbench.tables import Updates
 
 Metrics = dict[str, Tensor]
 
@@ -19,8 +20,7 @@ Metrics = dict[str, Tensor]
 class Method(LightningModule, ABC):
     """Subclasses hold an algorithm's numbers and nothing else; `loss` is a pure function of weights and batch."""
 
-    images: int  # collected an epoch
-    images_per_prompt: int
+    updates: Updates  # how much is collected and in what portions it is learned from
 
     def __init__(
         self, *, policy: Policy, judge: Judge, optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer], micro_batch: int
@@ -39,18 +39,11 @@ class Method(LightningModule, ABC):
     def loss(self, batch: Any) -> tuple[Tensor, Metrics]:
         """The loss to minimise and what to log of it."""
 
-    @abstractmethod
-    def num_batches(self) -> int:
-        """Minibatches an epoch."""
-
-    @abstractmethod
     def plan(self) -> dict[str, int]:
-        """Network evaluations an epoch by role, as the meters will count them."""
-
-    @property
-    @abstractmethod
-    def accumulate(self) -> int:
-        """Minibatches an optimiser step."""
+        """Network evaluations an epoch by role, as the meters will count them: here one rollout, then its trained steps with gradient."""
+        collected = self.updates.images * self.policy.sampler.steps
+        updated = self.updates.images * self.updates.passes * int(self.updates.trained.sum())
+        return {"policy": (collected + 3 * updated) * self.policy.sampler.evaluations}
 
     def idle(self, batch: Any) -> bool:
         """Whether a batch holds no signal at all. Such a batch leaves no gradient, so that not even weight decay moves a weight."""

@@ -11,7 +11,7 @@ from alignbench.objectives import Reduce, clipped_surrogate, group_advantage, pe
 from alignbench.policy import summed
 from alignbench.ranges import Count, NonNegative, Positive
 from alignbench.rng import Draws
-from alignbench.tables import Minibatches, Transition, largest_divisor
+from alignbench.tables import Minibatches, Transition, Updates
 
 
 class PromptStatistics:
@@ -58,31 +58,17 @@ class DDPO(Method):
         `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`.
         """
         super().__init__(**base)
-        if images % batch or images % images_per_prompt:
-            raise ValueError(
-                f"method.images={images} must be a multiple of method.batch={batch} and method.images_per_prompt={images_per_prompt}"
-            )
         if form == "score_function" and inner_epochs > 1:
             raise ValueError("method.form=score_function is on-policy: set method.inner_epochs=1 or method.form=importance_sampled")
-        self.images, self.images_per_prompt, self.batch, self.inner_epochs = images, images_per_prompt, batch, inner_epochs
+        self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
         self.form, self.clip, self.advantage, self.advantage_clip = form, clip, advantage, advantage_clip
         self.statistics = PromptStatistics(buffer, enough)
         self.reduce, self.kl = reduce, kl
-        self._rows = batch * int(self.policy.trained_steps.sum())
-        self._micro_batch = largest_divisor(self._rows, self.micro_batch)
-
-    def num_batches(self) -> int:
-        return self.inner_epochs * (self.images // self.batch) * self.accumulate
 
     def plan(self) -> dict[str, int]:
-        a_step = self.images * self.policy.sampler.evaluations
-        updated = self.inner_epochs * int(self.policy.trained_steps.sum()) * a_step
-        reference = {"reference": updated} if self.kl > 0 else {}
-        return {"policy": self.policy.sampler.steps * a_step + 3 * updated} | reference
-
-    @property
-    def accumulate(self) -> int:
-        return self._rows // self._micro_batch
+        updated = self.updates.images * self.updates.passes * int(self.updates.trained.sum())
+        reference = {"reference": updated * self.policy.sampler.evaluations} if self.kl > 0 else {}
+        return super().plan() | reference
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
@@ -100,15 +86,7 @@ class DDPO(Method):
             case "none":
                 advantage = reward
         self.collected = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
-        return Minibatches(
-            rollout=rollout,
-            advantage=advantage.clamp(-self.advantage_clip, self.advantage_clip),
-            trained=self.policy.trained_steps,
-            batch=self.batch,
-            micro_batch=self._micro_batch,
-            epochs=self.inner_epochs,
-            shuffle=draws.one("minibatches"),
-        )
+        return self.updates.of(rollout, advantage.clamp(-self.advantage_clip, self.advantage_clip), draws.one("minibatches"))
 
     def loss(self, batch: Transition) -> tuple[Tensor, Metrics]:
         step = self.policy.at(batch)

@@ -1,0 +1,94 @@
+"""PXPO: pixel-wise policy optimisation (2404.04356): DDPO with the reward, and so the credit, of each pixel of its own."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignbench.methods.base import Method, Metrics
+from alignbench.objectives import Reduce, clipped_surrogate, per_unit, score_function
+from alignbench.policy import summed
+from alignbench.ranges import Count, Positive
+from alignbench.rng import Draws
+from alignbench.tables import Minibatches, Transition, Updates
+
+
+class PXPO(Method):
+    """Each latent site (i, j) is credited with the reward of the image region above it.
+
+    The paper's estimator is sum_ij r_ij sum_t grad log p(x_{t-1}^ij | x_t, c): DDPO's without the cross terms r_ij grad log p^kl. It is
+    biased: what site kl does at step t reaches pixel ij at step 0 through the network, and that is left out. Weights are shared, so a
+    reward on one region may still change another.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: Count,
+        images_per_prompt: Count,
+        batch: Count,
+        inner_epochs: Count,
+        form: Literal["score_function", "importance_sampled"],
+        clip: Positive,
+        normalise: Literal["none", "batch", "per_pixel", "per_prompt"],
+        advantage_clip: Positive,
+        reduce: Reduce,
+        **base: Any,
+    ):
+        """form: the paper's, or a ratio clipped at each site (ours); clip: of a site's ratio, its log-ratio reduced over the channels as in
+        `reduce`; normalise: over all sites of the batch, each site over the batch, or all sites of a prompt's images.
+        """
+        super().__init__(**base)
+        if form == "score_function" and inner_epochs > 1:
+            raise ValueError("method.form=score_function is on-policy: set method.inner_epochs=1 or method.form=importance_sampled")
+        if not self.judge.reward.spatial:
+            raise ValueError(f"method=pxpo needs a pixel map, which reward={self.judge.reward.name} has not; reward=colour has")
+        self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
+        self.form, self.clip = form, clip
+        self.normalise, self.advantage_clip, self.reduce = normalise, advantage_clip, reduce
+
+    def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
+        rollout = self.policy.rollout(prompts, "channels", draws.each("rollout", range(len(prompts))))
+        with torch.no_grad():
+            pixels = self.judge.map(self.policy.images(rollout), prompts)  # [B,H,W]
+        sites = F.adaptive_avg_pool2d(pixels[:, None], self.policy.model.shape[1:])[:, 0]  # [B,h,w]
+        self.collected = {"reward": pixels.mean().item(), "reward_std": pixels.flatten(1).mean(1).std(correction=0).item()}
+        advantage = normalised(sites, prompts, self.normalise).clamp(-self.advantage_clip, self.advantage_clip)
+        return self.updates.of(rollout, advantage, draws.one("minibatches"))
+
+    def loss(self, batch: Transition) -> tuple[Tensor, Metrics]:
+        channels, height, width = self.policy.model.shape
+        log_p = summed(self.policy.at(batch).log_prob(batch.y), "channels")  # [N,h,w] log p(x_{t-1}^ij | x_t, c), in nats
+        log_ratio = per_unit(log_p - batch.log_prob, channels, self.reduce)
+        if self.form == "score_function":
+            sites = score_function(per_unit(log_p, channels, self.reduce), batch.advantage)
+        else:
+            sites = clipped_surrogate(log_ratio, batch.advantage, self.clip)
+        loss = per_unit(sites.sum((1, 2)), height * width, self.reduce).mean()
+        metrics = {
+            "log_ratio": log_ratio.detach().mean(),
+            "clipped": (log_ratio.detach().exp() - 1).abs().gt(self.clip).float().mean(),
+            "approx_kl": 0.5 * (log_p - batch.log_prob).detach().sum((1, 2)).square().mean(),
+        }
+        return loss, metrics
+
+    def idle(self, batch: Transition) -> bool:
+        return not bool(batch.advantage.any())
+
+
+def normalised(
+    sites: Tensor, prompts: list[str], how: Literal["none", "batch", "per_pixel", "per_prompt"], epsilon: float = 1e-6
+) -> Tensor:
+    """(r - mean) / (std + epsilon) of a map [B,h,w], over what `how` says. Where all rewards are equal the result is exactly 0."""
+    if how == "none":
+        return sites
+    if how == "per_prompt":
+        result = torch.zeros_like(sites)
+        for prompt in dict.fromkeys(prompts):
+            members = torch.tensor([each == prompt for each in prompts], device=sites.device)
+            result[members] = normalised(sites[members], [], "batch", epsilon)
+        return result
+    over = (0,) if how == "per_pixel" else (0, 1, 2)
+    centred = (sites - sites.mean(over, keepdim=True)) / (sites.std(over, correction=0, keepdim=True) + epsilon)
+    return torch.where(sites.amax(over, keepdim=True) == sites.amin(over, keepdim=True), 0.0, centred)
