@@ -114,11 +114,16 @@ def test_a_finished_run_is_shown_and_not_run_again(tmp_path: Path, capsys: pytes
 
 
 def test_how_much_goes_through_at_once_changes_no_image(tmp_path: Path) -> None:
-    folders = [run(tmp_path / name, f"trainer.micro_batch={rows}", "eval.batch=8") for name, rows in (("a", 4), ("b", 12))]
+    folders = [
+        run(tmp_path / name, f"trainer.micro_batch={rows}", f"eval.batch={chunk}", "method.optimizer.lr=0.01", "method.clip=0.5")
+        for name, rows, chunk in (("a", 4, 8), ("b", 12, 3))
+    ]
     weights = [read_result(folder)["metrics"] for folder in folders]
     assert folders[0].name == folders[1].name  # not part of a run's identity
     for one, other in zip(*weights, strict=True):
-        assert one["policy"] == pytest.approx(other["policy"], abs=1e-4)
+        assert one["policy"] == pytest.approx(other["policy"], rel=1e-3, abs=1e-4)
+    assert weights[0][1]["name"] == "kl"
+    assert weights[0][1]["policy"] > 0.1  # nats: the weights did move
 
 
 def test_the_lora_of_a_run_gives_its_pictures_in_plain_diffusers(tmp_path: Path) -> None:
@@ -141,3 +146,25 @@ def test_the_lora_of_a_run_gives_its_pictures_in_plain_diffusers(tmp_path: Path)
             picture = np.asarray(Image.open(folder / "samples" / row["image"]))
             assert np.array_equal(picture, (image * 255).round().astype(np.uint8))
     assert np.abs(images["reference"] - images["policy"]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["eval.prompts=5000"], "eval.prompts=5000: the test split has 420"),
+        (["sampler.eta=0"], "set sampler.eta above 0"),
+        (["model=gaussian", "adapter=lora", "epochs=1"], "set adapter=full"),
+        (["adapter=lora", "lora.targets=[nope]"], r"lora.targets=\['nope'\]"),
+        (["method=ddpo_sf", "method.batch=16"], "one update a collection"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_before_anything_runs(more: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Experiment.build(compose(more).config)
+
+
+def test_the_trained_reward_is_the_one_in_the_table() -> None:
+    """With other numbers than the judge of the same name in the eval preset."""
+    built = Experiment.build(compose(["reward=colour", "reward.width=0.9"]).config)
+    assert built.judges[0] is built.reward
+    assert [judge.name for judge in built.judges] == ["colour", "exact_judge"]

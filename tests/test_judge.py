@@ -100,7 +100,7 @@ def made(script: Callable[[Tensor, int], Any], advantage: str = "per_prompt", fo
         micro_batch=8,
         images=IMAGES,
         images_per_prompt=4,
-        batch=4,
+        batch=IMAGES if form == "score_function" else 4,
         inner_epochs=1,
         form=form,
         clip=1e-2,

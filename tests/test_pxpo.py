@@ -120,7 +120,7 @@ def test_normalisations() -> None:
 
 
 def test_the_plan_is_what_the_meters_count(policy: Policy) -> None:
-    method = a_pixel_method(policy, torch.ones(2, 2), batch=32, micro_batch=8)
+    method = a_pixel_method(policy, torch.ones(2, 2), batch=32, micro_batch=8, form="importance_sampled")
     for batch in method.collect(["a"] * 64, Draws(0, 0)):
         method.loss(batch)[0].backward()
     assert dict(policy.model.meters.network_evaluations) == method.plan()

@@ -173,3 +173,18 @@ def test_decoding_is_differentiable() -> None:
 def test_a_missing_pipeline_says_how_to_get_it() -> None:
     with pytest.raises(MissingAsset, match=r"model\.path=nobody/nothing.*hf download nobody/nothing"):
         StableDiffusion(path="nobody/nothing", revision=None)
+
+
+def test_two_adapters_live_on_one_base() -> None:
+    model = a_model(LORA, perturb=True)
+    x, t, cond = inputs(model)
+    with torch.no_grad():
+        expected = model.eps(x, t, cond, "policy")
+        model.grow("critic", LORA)
+        assert torch.equal(model.eps(x, t, cond, "policy"), expected)
+        assert torch.equal(model.eps(x, t, cond, "critic"), model.eps(x, t, cond, None))
+    assert all(parameter.requires_grad for who in ("policy", "critic") for parameter in model.trainable(who).values())
+    with pytest.raises(KeyError, match="other"):
+        model.eps(x, t, cond, "other")
+    with pytest.raises(ValueError, match="before any adapter"):
+        model.grow("whole", FULL)

@@ -96,10 +96,10 @@ class TrainerLimits:
     """Lightning's arguments that are checked more closely than Lightning annotates them."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-    devices: Literal["auto"] | Count | list[Index]
+    devices: Literal[1]  # an epoch's rollouts are not divided between processes yet
     strategy: Text
-    num_nodes: Count
-    precision: Literal["16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true"]
+    num_nodes: Literal[1]
+    precision: Literal["32-true", "bf16-mixed"]  # log-probabilities are fp32 in both
     gradient_clip_val: Positive | None
 
 

@@ -52,19 +52,27 @@ class Experiment:
         model.grow(WHO, spec)
         policy = Policy(model, made(config["sampler"]), WHO, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
-        judges = {each.name: each for each in (reward, *map(made, config["eval"]["judges"]))}
+        others = [judge for judge in map(made, config["eval"]["judges"]) if judge.name != reward.name]
+        prompts: Prompts = made(config["dataset"])
+        for split, key in (("validation", "validation_prompts"), ("test", "prompts")):
+            if config["eval"][key] > len(getattr(prompts, split)):
+                raise ValueError(
+                    f"eval.{key}={config['eval'][key]}: the {split} split has {len(getattr(prompts, split))} prompts; lower it"
+                )
         method: Method = made(
             arguments("method", config["method"]),
             policy=policy,
             judge=Judge(reward, model.meters),
             micro_batch=config["trainer"]["micro_batch"],
         )
-        return cls(config, model, spec, policy, reward, list(judges.values()), made(config["dataset"]), method)
+        return cls(config, model, spec, policy, reward, [reward, *others], prompts, method)
 
     def attach(self, trainer: Trainer) -> None:
         """Take the trainer's device and precision, for what happens outside its own loop too."""
         self.trainer = trainer
         self.method.to(trainer.strategy.root_device)
+        for judge in self.judges:
+            judge.to(trainer.strategy.root_device).eval().requires_grad_(False)
 
     def precision(self) -> AbstractContextManager[None]:
         """The update's autocast: outside it the first importance ratio of a mixed-precision run would not be 1."""

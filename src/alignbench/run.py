@@ -44,6 +44,7 @@ def execute(composed: Composed) -> int:
         config = composed.config
         if config["trainer"]["threads"]:
             torch.set_num_threads(config["trainer"]["threads"])
+        torch.backends.cudnn.allow_tf32 = False  # 32-true means it: TF32's error alone would reach past DDPO's clip of 1e-4
         experiment = Experiment.build(config)
         history = History(
             experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], record.metrics
@@ -58,7 +59,7 @@ def execute(composed: Composed) -> int:
         finish(experiment, composed, record, history.rows)
         record.timing(
             {
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+                "device": device_name(experiment.model.device),
                 "host": platform.node(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
                 "threads": torch.get_num_threads(),
@@ -69,6 +70,10 @@ def execute(composed: Composed) -> int:
     print(summary(read_result(composed.folder)))
     print(f"results: {composed.folder}\npage:    {composed.folder / 'report.html'}")
     return 0
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
 
 
 def trainer_of(experiment: Experiment, composed: Composed, history: History) -> Trainer:

@@ -24,6 +24,7 @@ GIVEN = {  # arguments that run.py gives, and where the user has a say in them
         "accumulate_grad_batches": "set trainer.micro_batch",
         "default_root_dir": "set output",
         **dict.fromkeys(("callbacks", "plugins", "logger", "enable_progress_bar", "enable_model_summary"), "take it out"),
+        **dict.fromkeys(("fast_dev_run", "limit_train_batches", "max_steps", "max_time", "overfit_batches"), "set epochs"),
     },
 }
 

@@ -74,6 +74,8 @@ class Updates:
     at_most: int  # rows a forward pass may hold
 
     def __post_init__(self) -> None:
+        if not self.trained.any():
+            raise ValueError("no step of this sampler has a likelihood, so there is nothing to learn from; set sampler.eta above 0")
         for name in ("batch", "images_per_prompt"):
             if self.images % getattr(self, name):
                 raise ValueError(f"method.images={self.images} must be a multiple of method.{name}={getattr(self, name)}")

@@ -46,8 +46,8 @@ class History(Callback):
         self.rows.append({"epoch": epoch, "split": split, **spent, **values})
         self.write(self.rows)
 
-    def latest(self, split: str, name: str) -> float | None:
-        return next((row[name] for row in reversed(self.rows) if row["split"] == split and name in row), None)
+    def latest(self, split: str) -> Row | None:
+        return next((row for row in reversed(self.rows) if row["split"] == split), None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -78,6 +78,7 @@ class BudgetStop(Callback):
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        self.started = time.monotonic()
         self._check(trainer)  # a run that was killed after its last epoch goes no further
 
     def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
@@ -130,9 +131,8 @@ class Progress(Callback):
             self.bar.stop()
 
     def _figures(self) -> str:
-        known = {
-            "reward": self.history.latest("train", "reward"),
-            "validation": self.history.latest("validation", "reward"),
-            "kl": self.history.latest("validation", "kl"),
-        }
-        return "  ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+        reward, scored = self.history.latest("train"), self.history.latest("validation")
+        figures = [f"reward {reward['reward']:.3f}"] if reward else []
+        if scored:
+            figures.append(f"(validation at {scored['epoch']}: reward {scored['reward']:.3f}, kl {scored['kl']:.3f})")
+        return "  ".join(figures)

@@ -41,7 +41,7 @@ def score(policy: Policy, judges: Sequence[Reward], prompts: dict[int, str], eac
         columns = {judge.name: judge(images, texts) for judge in judges}
         columns["kl"] = policy.path_kl(rollout)
     columns["diversity"] = within_prompt_distance(images, each)
-    values = {name: column.double().tolist() for name, column in columns.items()}
+    values = {name: column.cpu().double().tolist() for name, column in columns.items()}
     rows = [
         {"prompt_id": prompt_id, "prompt": prompts[prompt_id], "k": k} | {name: column[i] for name, column in values.items()}
         for i, (prompt_id, k) in enumerate(ids)

@@ -58,8 +58,10 @@ class DDPO(Method):
         `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`.
         """
         super().__init__(**base)
-        if form == "score_function" and inner_epochs > 1:
-            raise ValueError("method.form=score_function is on-policy: set method.inner_epochs=1 or method.form=importance_sampled")
+        if form == "score_function" and (inner_epochs > 1 or batch != images):
+            raise ValueError(
+                "method.form=score_function is on-policy, one update a collection: set method.inner_epochs=1 and method.batch=method.images"
+            )
         self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
         self.form, self.clip, self.advantage, self.advantage_clip = form, clip, advantage, advantage_clip
         self.statistics = PromptStatistics(buffer, enough)

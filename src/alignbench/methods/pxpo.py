@@ -40,8 +40,10 @@ class PXPO(Method):
         `reduce`; normalise: over all sites of the batch, each site over the batch, or all sites of a prompt's images.
         """
         super().__init__(**base)
-        if form == "score_function" and inner_epochs > 1:
-            raise ValueError("method.form=score_function is on-policy: set method.inner_epochs=1 or method.form=importance_sampled")
+        if form == "score_function" and (inner_epochs > 1 or batch != images):
+            raise ValueError(
+                "method.form=score_function is on-policy, one update a collection: set method.inner_epochs=1 and method.batch=method.images"
+            )
         if not self.judge.reward.spatial:
             raise ValueError(f"method=pxpo needs a pixel map, which reward={self.judge.reward.name} has not; reward=colour has")
         self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)

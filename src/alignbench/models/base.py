@@ -110,6 +110,8 @@ class Diffusion(nn.Module, ABC):
         output = output.to(x.dtype)
         if self.prediction == "epsilon":
             return output
+        if self.prediction != "v_prediction":
+            raise ValueError(f"prediction type {self.prediction!r} is not known; known: epsilon, v_prediction")
         alpha, sigma = self.alpha_sigma(t)
         return alpha * output + sigma * x
 

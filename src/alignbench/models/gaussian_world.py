@@ -47,6 +47,8 @@ class GaussianWorld(Diffusion):
         return (x - alpha * x0) / sigma
 
     def grow(self, who: str, spec: Spec) -> None:
+        if spec.kind != "full":
+            raise ValueError("model=gaussian has nothing to put an adapter on; set adapter=full")
         dtype = self.alpha_bar.dtype
         self.copies[who] = nn.ParameterDict({"gain": torch.zeros((), dtype=dtype), "shift": torch.zeros(self.shape, dtype=dtype)})
 

@@ -12,12 +12,15 @@ def grow(network: nn.Module, who: str, spec: Spec) -> None:
     config = LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets), lora_dropout=0.0, init_lora_weights="gaussian"
     )
-    before = {id(parameter) for parameter in network.parameters()}
-    frozen = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    inject_adapter_in_model(config, network, adapter_name=who)
-    for parameter in network.parameters():  # peft freezes and thaws by its own rule; ours: what was frozen stays so, the new is trained
-        parameter.requires_grad_(id(parameter) not in before)
-    assert not any(frozen.values()), "the base must be frozen before an adapter grows on it"
+    before = {id(parameter): parameter.requires_grad for parameter in network.parameters()}
+    try:
+        inject_adapter_in_model(config, network, adapter_name=who)
+    except ValueError as error:
+        raise ValueError(f"lora.targets={list(spec.targets)}: {error}") from error
+    for (
+        parameter
+    ) in network.parameters():  # peft freezes and thaws by its own rule; ours: what was there stays as it was, the new is trained
+        parameter.requires_grad_(before.get(id(parameter), True))
 
 
 def switch(network: nn.Module, who: str | None) -> None:

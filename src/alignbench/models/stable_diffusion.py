@@ -48,6 +48,7 @@ class StableDiffusion(Diffusion):
         self.requires_grad_(False)
         self.eval()
         self.copies = nn.ModuleDict()
+        self.adapters: set[str] = set()
 
         self._scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
         self.prediction = self._scheduler.config.prediction_type
@@ -77,14 +78,19 @@ class StableDiffusion(Diffusion):
         if who is not None and who in self.copies:
             network = self.copies[who]
         else:
+            if who is not None and who not in self.adapters:
+                raise KeyError(f"nothing named {who!r} was grown on this model")
             lora.switch(self.unet, who)
         return network(x, t, encoder_hidden_states=cond).sample
 
     def grow(self, who: str, spec: Spec) -> None:
         if spec.kind == "full":
+            if self.adapters:
+                raise ValueError("a full copy must grow before any adapter does: it would copy the adapters too")
             self.copies[who] = copy.deepcopy(self.unet).requires_grad_(True)
         else:
             lora.grow(self.unet, who, spec)
+            self.adapters.add(who)
 
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
         return dict(self.copies[who].named_parameters()) if who in self.copies else lora.parameters(self.unet, who)

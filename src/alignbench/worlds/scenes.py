@@ -148,6 +148,9 @@ class Reading:
 
     @classmethod
     def of(cls, images: Tensor) -> "Reading":
+        if tuple(images.shape[-2:]) != (PIXELS, PIXELS):
+            size = "x".join(map(str, images.shape[-2:]))
+            raise ValueError(f"the exact judge reads {PIXELS}x{PIXELS} scenes, not {size} images; choose another reward, and eval=plain")
         images = images.detach().float().cpu()
         pixels = images.flatten(2).transpose(1, 2)  # [B,HW,3]
         border = torch.zeros(PIXELS, PIXELS, dtype=torch.bool)
