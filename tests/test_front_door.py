@@ -139,7 +139,7 @@ WRONG_TOO = [
     (["seed=glob(*)"], ["seed", "list the values"]),
     (["-m", "lora.alpha=interval(0,1)"], ["lora.alpha", "list the values"]),
     (["-m", "seed=range(0,1000000)"], ["seed", "more than 1000 jobs"]),
-    (["-m", "method=ddpo,dppo"], ["method=dppo", "did you mean ddpo?"]),
+    (["-m", "method=ddpo,ddppo"], ["method=ddppo", "did you mean ddpo?"]),
     (["lora=3"], ["lora", "{rank, alpha, targets}"]),
     (["lora={rank: 3, alfa: 2}"], ["lora.alfa", "did you mean lora.alpha?"]),
     (["hydra/launcher=joblib"], ["hydra/launcher", "fixed"]),
