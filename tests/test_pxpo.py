@@ -113,7 +113,7 @@ def test_normalisations() -> None:
     assert abs(batch.mean().item()) < 1e-6
     assert batch.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     torch.testing.assert_close(pixel.mean(0), torch.zeros(2, 3), rtol=0, atol=1e-6)
-    torch.testing.assert_close(prompt[::2], normalised(sites[::2], [], "batch"))
+    torch.testing.assert_close(prompt[::2], normalised(sites[::2], ["a"] * 3, "batch"))
     assert torch.equal(normalised(sites, prompts, "none"), sites)
     for how in ("batch", "per_pixel", "per_prompt"):
         assert not normalised(torch.full((4, 2, 2), 1 / 3), ["a"] * 4, how).any()

@@ -54,7 +54,7 @@ class Eval:
     images: AtLeastTwo  # images a prompt
     every: Index  # epochs between two validation evaluations; 0 = never
     validation_prompts: Count
-    batch: Count  # images a forward; changes speed, not results
+    batch: Count  # images a forward, in rollouts too; changes results by rounding only
     grid: Count  # prompts in the picture grid
     noise: Index  # seed of the evaluation's noise: the same for every method and seed, so that differences are paired
     replicates: Annotated[int, Ge(100)]  # of the bootstrap

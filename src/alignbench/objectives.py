@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Reduce = Literal["mean", "sum"]
+EPSILON = 1e-6  # keeps a division by a std finite; kvablack/ddpo-pytorch
 
 
 def per_unit(nats: Tensor, dimensions: int, reduce: Reduce) -> Tensor:
@@ -24,14 +25,18 @@ def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
     return -advantage * log_prob
 
 
-def standardise(reward: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """(r - mean) / (std + epsilon) over the batch [B], population std. Equal rewards give exactly 0, however their mean is rounded."""
-    if reward.amax() == reward.amin():
-        return torch.zeros_like(reward)
-    return (reward - reward.mean()) / (reward.std(correction=0) + epsilon)
+def standardise(value: Tensor, by: Tensor | None = None, over: tuple[int, ...] | None = None) -> Tensor:
+    """(value - mean) / (std + EPSILON), with mean and population std of `by` (value itself, unless given) over its axes `over` (all).
+
+    Exactly 0 where `by` is constant, however its mean is rounded: equal rewards must move no weight.
+    """
+    by = value if by is None else by
+    over = tuple(range(by.ndim)) if over is None else over
+    centred = (value - by.mean(over, keepdim=True)) / (by.std(over, correction=0, keepdim=True) + EPSILON)
+    return torch.where(by.amax(over, keepdim=True) == by.amin(over, keepdim=True), 0.0, centred)
 
 
-def group_advantage(reward: Tensor, prompts: list[str], spread: Literal["group", "batch"], epsilon: float = 1e-6) -> Tensor:
+def group_advantage(reward: Tensor, prompts: list[str], spread: Literal["group", "batch"]) -> Tensor:
     """Rewards [B] minus the mean of their prompt's images, over a std: [B]. A prompt's advantages sum to zero.
 
     spread: group, each prompt's own std (GRPO); batch, the std of all rewards at once (Flow-GRPO's code), which does not blow up the
@@ -42,5 +47,5 @@ def group_advantage(reward: Tensor, prompts: list[str], spread: Literal["group",
         members = torch.tensor([each == prompt for each in prompts], device=reward.device)
         own = reward[members]
         if own.amax() > own.amin():
-            advantage[members] = (own - own.mean()) / ((own if spread == "group" else reward).std(correction=0) + epsilon)
+            advantage[members] = (own - own.mean()) / ((own if spread == "group" else reward).std(correction=0) + EPSILON)
     return advantage

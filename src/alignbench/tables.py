@@ -99,6 +99,16 @@ class Updates:
         """Forward passes an epoch."""
         return self.passes * (self.images // self.batch) * self.accumulate
 
+    @property
+    def trained_rows(self) -> int:
+        """Rows that get a gradient, an epoch."""
+        return self.passes * self.images * int(self.trained.sum())
+
+    def demand_one(self, who: str) -> None:
+        """Raise ValueError, naming `who` demands it, unless an epoch is one optimiser step: an estimator without ratios is on-policy."""
+        if self.passes > 1 or self.batch != self.images:
+            raise ValueError(f"{who} is on-policy, one update a collection: set method.inner_epochs=1 and method.batch=method.images")
+
     def of(self, rollout: Rollout, advantage: Tensor, shuffle: Generator) -> "Minibatches":
         """This epoch's minibatches; advantage is [B] or [B,h,w]."""
         return Minibatches(self, rollout, advantage, shuffle)

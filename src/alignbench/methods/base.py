@@ -42,8 +42,7 @@ class Method(LightningModule, ABC):
     def plan(self) -> dict[str, int]:
         """Network evaluations an epoch by role, as the meters will count them: here one rollout, then its trained steps with gradient."""
         collected = self.updates.images * self.policy.sampler.steps
-        updated = self.updates.images * self.updates.passes * int(self.updates.trained.sum())
-        return {"policy": (collected + 3 * updated) * self.policy.sampler.evaluations}
+        return {"policy": (collected + 3 * self.updates.trained_rows) * self.policy.sampler.evaluations}
 
     def idle(self, batch: Any) -> bool:
         """Whether a batch holds no signal at all. Such a batch leaves no gradient, so that not even weight decay moves a weight."""

@@ -28,9 +28,7 @@ class PromptStatistics:
         advantage = standardise(reward)
         for row, prompt in enumerate(prompts):
             if len(self.rewards[prompt]) >= self.enough:
-                known = torch.tensor(self.rewards[prompt], device=reward.device)
-                constant = known.amax() == known.amin()
-                advantage[row] = 0.0 if constant else (reward[row] - known.mean()) / (known.std(correction=0) + 1e-6)
+                advantage[row] = standardise(reward[row], by=torch.tensor(self.rewards[prompt], device=reward.device)).squeeze()
         return advantage
 
 
@@ -58,18 +56,15 @@ class DDPO(Method):
         `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`.
         """
         super().__init__(**base)
-        if form == "score_function" and (inner_epochs > 1 or batch != images):
-            raise ValueError(
-                "method.form=score_function is on-policy, one update a collection: set method.inner_epochs=1 and method.batch=method.images"
-            )
         self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
+        if form == "score_function":
+            self.updates.demand_one("method.form=score_function")
         self.form, self.clip, self.advantage, self.advantage_clip = form, clip, advantage, advantage_clip
         self.statistics = PromptStatistics(buffer, enough)
         self.reduce, self.kl = reduce, kl
 
     def plan(self) -> dict[str, int]:
-        updated = self.updates.images * self.updates.passes * int(self.updates.trained.sum())
-        reference = {"reference": updated * self.policy.sampler.evaluations} if self.kl > 0 else {}
+        reference = {"reference": self.updates.trained_rows * self.policy.sampler.evaluations} if self.kl > 0 else {}
         return super().plan() | reference
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:

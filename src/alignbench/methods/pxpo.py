@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
-from alignbench.objectives import Reduce, clipped_surrogate, per_unit, score_function
+from alignbench.objectives import Reduce, clipped_surrogate, per_unit, score_function, standardise
 from alignbench.policy import summed
 from alignbench.ranges import Count, Positive
 from alignbench.rng import Draws
@@ -40,13 +40,11 @@ class PXPO(Method):
         `reduce`; normalise: over all sites of the batch, each site over the batch, or all sites of a prompt's images.
         """
         super().__init__(**base)
-        if form == "score_function" and (inner_epochs > 1 or batch != images):
-            raise ValueError(
-                "method.form=score_function is on-policy, one update a collection: set method.inner_epochs=1 and method.batch=method.images"
-            )
         if not self.judge.reward.spatial:
             raise ValueError(f"method=pxpo needs a pixel map, which reward={self.judge.reward.name} has not; reward=colour has")
         self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
+        if form == "score_function":
+            self.updates.demand_one("method.form=score_function")
         self.form, self.clip = form, clip
         self.normalise, self.advantage_clip, self.reduce = normalise, advantage_clip, reduce
 
@@ -79,18 +77,18 @@ class PXPO(Method):
         return not bool(batch.advantage.any())
 
 
-def normalised(
-    sites: Tensor, prompts: list[str], how: Literal["none", "batch", "per_pixel", "per_prompt"], epsilon: float = 1e-6
-) -> Tensor:
-    """(r - mean) / (std + epsilon) of a map [B,h,w], over what `how` says. Where all rewards are equal the result is exactly 0."""
-    if how == "none":
-        return sites
-    if how == "per_prompt":
-        result = torch.zeros_like(sites)
-        for prompt in dict.fromkeys(prompts):
-            members = torch.tensor([each == prompt for each in prompts], device=sites.device)
-            result[members] = normalised(sites[members], [], "batch", epsilon)
-        return result
-    over = (0,) if how == "per_pixel" else (0, 1, 2)
-    centred = (sites - sites.mean(over, keepdim=True)) / (sites.std(over, correction=0, keepdim=True) + epsilon)
-    return torch.where(sites.amax(over, keepdim=True) == sites.amin(over, keepdim=True), 0.0, centred)
+def normalised(sites: Tensor, prompts: list[str], how: Literal["none", "batch", "per_pixel", "per_prompt"]) -> Tensor:
+    """A map [B,h,w] standardised over all its sites, each site over the batch, or all sites of a prompt's images."""
+    match how:
+        case "none":
+            return sites
+        case "batch":
+            return standardise(sites)
+        case "per_pixel":
+            return standardise(sites, over=(0,))
+        case "per_prompt":
+            result = torch.empty_like(sites)
+            for prompt in dict.fromkeys(prompts):
+                members = torch.tensor([each == prompt for each in prompts], device=sites.device)
+                result[members] = standardise(sites[members])
+            return result
