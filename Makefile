@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser check format lock wheel clean
+.PHONY: help setup demo test test-slow test-browser prove check format lock wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 # nothing is downloaded at run time, and an attempt is an error; torch on one thread is the fastest for models this small
-demo test test-slow test-browser: export HF_HUB_OFFLINE := 1
-test test-slow test-browser: export OMP_NUM_THREADS ?= 1
+demo test test-slow test-browser prove: export HF_HUB_OFFLINE := 1
+test test-slow test-browser prove: export OMP_NUM_THREADS ?= 1
 
 demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 2 minutes
 	@$(BIN)/python -m alignbench $(ARGS)
@@ -44,11 +44,14 @@ demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, abo
 test: $(STAMP)  ## the fast tests, at most 8 minutes on 2 cores
 	@$(PYTEST) -m "not slow and not browser"
 
-test-slow: $(STAMP)  ## the tests with real processes, kills and many repeats
-	@$(PYTEST) -m slow
+test-slow: $(STAMP)  ## the tests with real processes, kills and many repeats, and those in a browser
+	@$(PYTEST) -m "slow or browser"
 
-test-browser: $(STAMP)  ## the tests that open the report in a browser
+test-browser: $(STAMP)  ## the tests that open a page in a browser (skipped where none is found)
 	@$(PYTEST) -m browser
+
+prove: $(STAMP)  ## every method against its closed form, a table of exact and reached, at most 2 minutes on 1 core
+	@$(BIN)/python tests/proofs.py
 
 check: $(STAMP)  ## lint, format, types, spelling
 	@$(BIN)/ruff check

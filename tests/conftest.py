@@ -1,12 +1,15 @@
 """What the tests share: small worlds, and no network."""
 
 import os
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
 
+from alignbench.check import read_choice
+from alignbench.config import choices, conf_folder
 from alignbench.models.base import Spec
 from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
@@ -17,6 +20,47 @@ torch.set_num_threads(2)
 FULL = Spec("full", 4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
 SANDBOX = "package://models/sandbox"
 LORA = Spec("lora", 4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
+
+
+MODELS = choices("model", conf_folder())
+METHODS = {"multi_step": "ddpo", "few_step": "pso", "one_step": "di_star"}
+MORE = {
+    "d3po_human": ["method.path=labels/preferences.jsonl"],
+    "d3po_human@sandbox": ["method.path=labels/preferences.jsonl"],
+}  # no default
+FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
+
+
+def yaml_of(group: str, choice: str) -> dict[str, Any]:
+    return read_choice(group, choice, conf_folder())
+
+
+def reward_for(method: str) -> str:
+    return FITTING[yaml_of("method", method).get("needs", "score")]
+
+
+def fitting(group: str, choice: str) -> list[str]:
+    """Words for a choice with the first others that it goes with. A recipe goes with its own pair; else `epochs` is nobody's to say."""
+    if group == "recipe" and "@" in choice:
+        method, model = choice.split("@")
+        return [f"method={method}", f"model={model}", f"reward={reward_for(method)}", *MORE.get(choice, [])]
+    words = {"method": "ddpo", "model": "sandbox", "reward": "scene_judge", group: choice}
+    if group == "method":
+        track = yaml_of("method", choice)["track"]
+        words["model"] = next(each for each in ("sandbox", *MODELS) if track == "any" or track in yaml_of("model", each)["tracks"])
+        words["reward"] = reward_for(choice)
+    if group == "model":
+        words["method"] = METHODS[next(iter(yaml_of("model", choice)["tracks"]))]
+        words["reward"] = reward_for(words["method"])
+    if group == "sampler" and choice != "auto":
+        words |= next(
+            {"model": model, "method": METHODS[track], "reward": reward_for(METHODS[track])}
+            for model in MODELS
+            for track, facts in yaml_of("model", model)["tracks"].items()
+            if choice in facts["samplers"] and track in METHODS
+        )
+    untrained = yaml_of("method", words["method"]).get("trains") is False
+    return [*(f"{key}={value}" for key, value in words.items()), *([] if untrained else ["epochs=1"]), *MORE.get(choice, [])]
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import fitting
 
-from alignbench.compose import Composed, compose
+from alignbench.compose import compose
 from alignbench.config import FACTS, GROUPS, arguments, choices, conf_folder
 from alignbench.signatures import constructor_of
 
@@ -22,14 +23,6 @@ TARGETS = sorted(
 )
 
 
-def composed(group: str, choice: str) -> Composed:
-    """The choice among the defaults. A recipe goes with its own pair; else `epochs` is nobody's to say."""
-    if group == "recipe" and "@" in choice:
-        method, model = choice.split("@")
-        return compose([f"method={method}", f"model={model}"])
-    return compose([f"{group}={choice}"] + (["epochs=1"] if group in ("method", "model", "recipe") else []))
-
-
 def test_every_group_has_choices() -> None:
     assert {group for group, _ in CHOICES} >= set(GROUPS) - {"experiment"}
     assert {file.parent.name for file in conf_folder().glob("*/*.yaml")} <= set(GROUPS)
@@ -37,9 +30,9 @@ def test_every_group_has_choices() -> None:
 
 @pytest.mark.parametrize("group, choice", CHOICES, ids="=".join)
 def test_choice_composes(group: str, choice: str) -> None:
-    made = composed(group, choice)
+    made = compose(fitting(group, choice))
     assert made.choices[group] == (choice if (group, choice) != ("sampler", "auto") else "ddim")
-    assert made.config["epochs"] >= 1
+    assert made.config["epochs"] >= 1 or not made.config["method"].get("trains", True)
     assert "???" not in str(made.config)
     assert "${" not in str(made.config)
     assert "auto" not in (made.config["adapter"], made.config["guidance"], made.choices["sampler"])

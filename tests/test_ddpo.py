@@ -34,6 +34,7 @@ def a_method(policy: Policy, reward: Reward, **changes: Any) -> DDPO:
         "reduce": "sum",
         "kl": 0.0,
         "micro_batch": 10**6,
+        "processes": 1,
     }
     optimizer = partial(torch.optim.AdamW, lr=0.05, weight_decay=0.0)
     return DDPO(policy=policy, judge=Judge(reward, policy.model.meters), optimizer=optimizer, **(numbers | changes))

@@ -1,13 +1,16 @@
 """Every choice is built for real, and a small experiment runs in this process from words to page."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import fitting
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from alignbench.__main__ import main
 from alignbench.compose import compose
@@ -29,20 +32,26 @@ SMALL = [
 ]
 
 
-def words(group: str, choice: str) -> list[str]:
-    if group == "recipe" and "@" in choice:
-        method, model = choice.split("@")
-        return [*words("method", method), f"model={model}"]
-    needs = {"sd15": [SANDBOX_AS], "pxpo": ["reward=colour"]}
-    return [f"{group}={choice}", "epochs=1", *needs.get(choice, [])]
+def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
+    """A labels folder in which the second image of each pair was chosen."""
+    names = [[f"{group}-{k}.png" for k in range(2)] for group in range(groups)]
+    (folder / "images").mkdir(parents=True)
+    for name in (name for pair in names for name in pair):
+        Image.new("RGB", (32, 32)).save(folder / "images" / name)
+    items = [{"prompt": "a small red circle at the left on a blue background", "images": pair} for pair in names]
+    (folder / "items.json").write_text(json.dumps({"format": 1, "run": "x", "groups": items}))
+    (folder / "preferences.jsonl").write_text("".join(json.dumps({"group": group, "best": 1}) + "\n" for group in range(groups)))
+    save_file({"x": torch.zeros(2 * groups, *shape)}, folder / "rollouts.safetensors")
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
-def test_every_choice_is_built(group: str, choice: str) -> None:
-    built = Experiment.build(compose(words(group, choice)).config)
+def test_every_choice_is_built(group: str, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
+    words = [*fitting(group, choice), *([SANDBOX_AS] if choice == "sd15" else [])]
+    built = Experiment.build(compose(words).config)
     assert len(built.method.updates) % built.method.updates.accumulate == 0
-    assert built.policy.trained_steps.any()
-    assert built.policy.trainable()
+    assert bool(len(built.method.updates)) == bool(built.method.plan()) == bool(built.policy.trainable()) == bool(built.config["epochs"])
     assert built.prompts.train
     assert not set(built.prompts.train) & set(built.prompts.test)
     assert not set(built.prompts.train) & set(built.prompts.validation)

@@ -98,6 +98,7 @@ def made(script: Callable[[Tensor, int], Any], advantage: str = "per_prompt", fo
         judge=Judge(Scripted(script), world.meters),
         optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.5),
         micro_batch=8,
+        processes=1,
         images=IMAGES,
         images_per_prompt=4,
         batch=IMAGES if form == "score_function" else 4,

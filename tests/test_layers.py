@@ -8,8 +8,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "alignbench"
-LEAVES = {"config", "ranges", "rng", "meters", "gaussian", "tables", "objectives", "signals"}  # of all; they know only each other
-TOP = {"__main__", "compose", "check", "signatures", "run", "experiment"}
+LEAVES = {
+    "config",
+    "ranges",
+    "rng",
+    "meters",
+    "gaussian",
+    "tables",
+    "schedule",
+    "ranks",
+    "objectives",
+    "signals",
+    "labels",
+}  # of all; they know only each other
+TOP = {"__main__", "compose", "check", "signatures", "run", "experiment", "label", "students"}
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},
     {"models", "samplers", "rewards", "datasets"},
@@ -86,7 +98,10 @@ def test_there_is_no_utils_and_every_file_says_what_it_is() -> None:
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path}: its first line says what it is"
 
 
-@pytest.mark.parametrize("module", ["alignbench.report.page", "alignbench.report.record", "alignbench.compose", "alignbench.check"])
+@pytest.mark.parametrize(
+    "module",
+    ["alignbench.report.page", "alignbench.report.label_page", "alignbench.report.record", "alignbench.compose", "alignbench.check"],
+)
 def test_torch_is_not_imported_by(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -46,7 +46,7 @@ class Mean(Linear):
 def a_pixel_method(policy: Policy, weights: Tensor, **changes: Any) -> PXPO:
     numbers: dict[str, Any] = {
         "images": 64, "images_per_prompt": 1, "batch": 64, "inner_epochs": 1, "form": "score_function", "clip": 1e6,
-        "normalise": "none", "advantage_clip": 1e9, "reduce": "sum", "micro_batch": 10**6,
+        "normalise": "none", "advantage_clip": 1e9, "reduce": "sum", "micro_batch": 10**6, "processes": 1,
     }  # fmt: skip
     optimizer = partial(torch.optim.AdamW, lr=0.05)
     return PXPO(policy=policy, judge=Judge(Map(weights), policy.model.meters), optimizer=optimizer, **(numbers | changes))
@@ -101,9 +101,9 @@ def test_the_map_is_pooled_to_the_latent_by_its_mean() -> None:
     policy = Policy(model, DDIM(steps=2, eta=1.0, guidance=1.0), "policy", chunk=64)
     weights = torch.tensor([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 2.0]])
     method = a_pixel_method(policy, weights)
-    minibatches = method.collect(["a"] * 64, Draws(0, 0))
-    ratio = minibatches.advantage[:, 0, 0] / minibatches.advantage[:, 0, 1]
-    torch.testing.assert_close(ratio, torch.full((64,), 8.0), rtol=1e-4, atol=0)
+    (batch,) = method.collect(["a"] * 64, Draws(0, 0))
+    ratio = batch.advantage[:, 0, 0] / batch.advantage[:, 0, 1]
+    torch.testing.assert_close(ratio, torch.full((2 * 64,), 8.0), rtol=1e-4, atol=0)
 
 
 def test_normalisations() -> None:
@@ -130,6 +130,6 @@ def test_the_plan_is_what_the_meters_count(policy: Policy) -> None:
 def test_a_reward_without_a_map_is_refused_by_name(policy: Policy) -> None:
     with pytest.raises(ValueError, match="reward=linear has not; reward=colour has"):
         PXPO(
-            policy=policy, judge=Judge(Linear(1.0), policy.model.meters), optimizer=torch.optim.AdamW, micro_batch=1, images=4, batch=4,
-            images_per_prompt=1, inner_epochs=1, form="score_function", clip=0.1, normalise="none", advantage_clip=5.0, reduce="mean",
+            policy=policy, judge=Judge(Linear(1.0), policy.model.meters), optimizer=torch.optim.AdamW, micro_batch=1, processes=1, images=4,
+            batch=4, images_per_prompt=1, inner_epochs=1, form="score_function", clip=0.1, normalise="none", advantage_clip=5.0, reduce="mean",
         )  # fmt: skip

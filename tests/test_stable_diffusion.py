@@ -18,7 +18,7 @@ PROMPTS = ["a small red circle at the left on a blue background", "a large white
 
 
 def a_model(spec: Spec | None = None, perturb: bool = False) -> StableDiffusion:
-    model = StableDiffusion(path=SANDBOX, revision=None)
+    model = StableDiffusion(path=SANDBOX, revision=None, init=None)
     if spec:
         model.grow("policy", spec)
         if perturb:  # as if it had been trained
@@ -172,7 +172,7 @@ def test_decoding_is_differentiable() -> None:
 
 def test_a_missing_pipeline_says_how_to_get_it() -> None:
     with pytest.raises(MissingAsset, match=r"model\.path=nobody/nothing.*hf download nobody/nothing"):
-        StableDiffusion(path="nobody/nothing", revision=None)
+        StableDiffusion(path="nobody/nothing", revision=None, init=None)
 
 
 def test_two_adapters_live_on_one_base() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VERBS = {  # verb -> (module:function of the words after it, what it does)
     "ls": ("alignbench.__main__:ls", "list groups and their choices: ls, ls methods"),
+    "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {
     "-m": "sweep: key=a,b or key=range(1,4) makes a job of each combination; all are checked before the first starts",

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import types
 import typing
 from collections.abc import Iterable
 from dataclasses import is_dataclass
@@ -150,6 +151,8 @@ class _Check:
             raise self.fail(key, "not set here", argument.given)
         if argument.kind != "value" and is_object(value):
             return self.object(key, value)
+        if argument.kind == "object" and value is None and types.NoneType in get_args(argument.annotation):
+            return None
         if argument.kind == "object":
             raise self.fail(key, f"{short(value)} is no object", "name a class: a _target_ and its arguments, or take it out")
         return value if argument.kind == "unchecked" else self.value(key, value, argument.annotation)

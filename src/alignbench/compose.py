@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignbench.check import ROOTS, check, file_of, read_choice, short
-from alignbench.config import GROUPS, HOST_ONLY, ConfigError, choices, conf_folder, located
-from alignbench.signatures import nearest
+from alignbench.config import GROUPS, HOST_ONLY, ConfigError, arguments, choices, conf_folder, located
+from alignbench.signatures import fact_of, nearest
 
 RESULTS_VERSION = 1  # raised by hand when the same config gives other numbers
 OVERLAYS = ("recipe", "experiment")
@@ -60,13 +60,14 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
         raise ConfigError(f"{short(max(overrides, key=len, default=''))}: nested too deeply; write a plainer value") from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{_one_line(error)}; see `alignbench --help` for what can be set") from error
-    config = check(config, chosen, conf)
+    track, config = config.pop("track"), check(config, chosen, conf)
+    _fitting_reward(chosen, conf)
     identity = _identity(config)
     digest = _hash(identity)
     name = "-".join([*(chosen[group] for group in ("method", "model", "reward", "dataset")), f"s{config['seed']}", digest[:10]])
     words = sorted(str(each.input_line) for each in parsed if not _host_only(each.key_or_group))
     command = shlex.join(["python", "-m", "alignbench", *words])
-    return Composed(chosen, config, identity, digest, Path(config["output"]) / name, config["method"]["track"], command)
+    return Composed(chosen, config, identity, digest, Path(config["output"]) / name, track, command)
 
 
 def sweep(overrides: Sequence[str], conf: Path | None = None) -> list[list[str]]:
@@ -159,6 +160,10 @@ def _resolve(parsed: list[Override], conf: Path) -> tuple[dict[str, str], dict]:
     for group in ROOTS:
         _allow_choice(group, chosen.get(group), conf)
 
+    if read_choice("method", chosen["method"], conf).get("trains") is False:
+        if given := next((word for word in values if word.startswith("++epochs=")), None):
+            raise ConfigError(f"{given[2:]}: method={chosen['method']} does not train; take it out")
+        values.append("++epochs=0")
     track, facts = _track(config, chosen, conf)
     if chosen["sampler"] == "auto":
         groups = [word for word in groups if not word.startswith("sampler=")] + [f"sampler={facts['samplers'][0]}"]
@@ -172,7 +177,21 @@ def _resolve(parsed: list[Override], conf: Path) -> tuple[dict[str, str], dict]:
     for key in ("adapter", "guidance"):
         if config.get(key) == "auto":
             config[key] = facts[key]
-    return chosen, _plain(config, chosen, conf)
+    return chosen, _plain(config, chosen, conf) | {"track": track}
+
+
+def _fitting_reward(chosen: dict[str, str], conf: Path) -> None:
+    """A method that needs a pixel map or a gradient gets a reward that has one."""
+    needs = read_choice("method", chosen["method"], conf).get("needs", "score")
+    if needs == "score":
+        return
+    fact, what = {"map": ("spatial", "a pixel map"), "gradient": ("differentiable", "a gradient")}[needs]
+    able = [name for name in choices("reward", conf) if fact_of(read_choice("reward", name, conf).get("_target_", ""), fact) is True]
+    if chosen["reward"] not in able:
+        raise ConfigError(
+            f"reward={chosen['reward']} (conf/method/{chosen['method']}.yaml: needs): method={chosen['method']} needs {what}, which it has "
+            f"not; choose reward={'|'.join(able) or 'none yet'}"
+        )
 
 
 def _hydra(overrides: list[str], conf: Path) -> tuple[dict[str, str], DictConfig]:
@@ -204,6 +223,8 @@ def _track(config: DictConfig, chosen: dict[str, str], conf: Path) -> tuple[str,
     for key, value, kind in (("method.track", track, str), ("model.tracks", tracks, dict)):
         if not isinstance(value, kind):
             raise ConfigError(f"{key} ({file_of(key, chosen, conf)}): {short(value)}; say it there, as its neighbours do")
+    if track == "any":
+        track = next(iter(tracks), track)
     if track not in tracks:
         able = [name for name in choices("model", conf) if track in (read_choice("model", name, conf).get("tracks") or {})]
         fitting = [name for name in choices("method", conf) if read_choice("method", name, conf).get("track") in tracks]
@@ -267,15 +288,19 @@ def _host_only(key: str) -> bool:
 
 
 def _identity(config: dict) -> dict:
+    """The config without what changes no result: where and how fast a run goes, and the facts, whose consequences are in the config."""
     return {
-        name: {key: item for key, item in node.items() if not _host_only(f"{name}.{key}")} if isinstance(node, dict) else node
+        name: {key: item for key, item in arguments(name, node).items() if not _host_only(f"{name}.{key}")}
+        if isinstance(node, dict)
+        else node
         for name, node in config.items()
         if not _host_only(name)
     }
 
 
 def _hash(identity: dict) -> str:
-    assets = {key: _digest(Path(located(value))) for key, value in _leaves(identity) if key.endswith(".path") and isinstance(value, str)}
+    named = [(key, value) for key, value in _leaves(identity) if key.endswith((".path", ".init")) and isinstance(value, str)]
+    assets = {key: _digest(Path(located(value))) for key, value in named}
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -285,7 +310,7 @@ def _digest(path: Path) -> str | None:
     """sha256 of a local file or pipeline folder; None for what is not here (a Hub id, which its revision pins)."""
     if path.is_file():
         files = [path]
-    elif (path / "model_index.json").is_file():
+    elif (path / "model_index.json").is_file() or (path / "config.json").is_file():
         files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".txt", ".safetensors") and file.is_file())
     else:
         return None

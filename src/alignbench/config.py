@@ -41,7 +41,7 @@ class Lora:
 @dataclass(frozen=True, kw_only=True)
 class TopLevel:
     seed: Index
-    epochs: Count
+    epochs: Index
     adapter: Literal["auto", "lora", "full"]
     guidance: Literal["auto"] | NonNegative
     lora: Lora
@@ -70,7 +70,9 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodFacts:
-    track: Track
+    track: Track | Literal["any"]  # any: the model's first
+    needs: Literal["score", "map", "gradient"] = "score"  # what it asks of a reward
+    trains: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

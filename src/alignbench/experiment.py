@@ -1,8 +1,10 @@
 """The objects that a config names, wired: what is collected, what is scored, and what a run will cost."""
 
+import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 
-from alignbench.config import arguments
+from alignbench.checkpoint import AtomicCheckpointIO
+from alignbench.compose import compose
+from alignbench.config import MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread
 from alignbench.evaluation.evaluate import Scored, score
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
 from alignbench.policy import Policy
+from alignbench.report.record import read_result
 from alignbench.rewards.base import Reward
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
@@ -49,8 +54,9 @@ class Experiment:
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
-        model.grow(WHO, spec)
-        policy = Policy(model, made(config["sampler"]), WHO, config["eval"]["batch"])
+        if config["epochs"]:
+            model.grow(WHO, spec, model.start)
+        policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
         others = [judge for judge in map(made, config["eval"]["judges"]) if judge.name != reward.name]
         prompts: Prompts = made(config["dataset"])
@@ -64,8 +70,25 @@ class Experiment:
             policy=policy,
             judge=Judge(reward, model.meters),
             micro_batch=config["trainer"]["micro_batch"],
+            processes=config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1),
         )
+        method.grow(spec)
         return cls(config, model, spec, policy, reward, [reward, *others], prompts, method)
+
+    @classmethod
+    def finished(cls, folder: Path) -> "Experiment":
+        """A finished run's experiment with what it has trained. Raises ValueError where this version would not make the same run."""
+        result = read_result(folder)
+        composed = compose([*shlex.split(result["command"])[3:], f"output={folder.parent}"])
+        if composed.hash != result["hash"]:
+            raise ValueError(f"{folder}: made by another version of alignbench or other weights; run `{result['command']}` again")
+        experiment = cls.build(composed.config)
+        if composed.config["epochs"]:
+            path = folder / "checkpoints" / "last.ckpt"
+            if not path.is_file():
+                raise MissingAsset(f"{path}: not there; `{result['command']}` makes the run again")
+            experiment.method.load_state_dict(AtomicCheckpointIO(composed.hash).load_checkpoint(path)["state_dict"], strict=False)
+        return experiment
 
     def attach(self, trainer: Trainer) -> None:
         """Take the trainer's device and precision, for what happens outside its own loop too."""
@@ -95,8 +118,8 @@ class Experiment:
 
     def validate(self) -> dict[str, float]:
         """Means on validation prompts: one point of every curve."""
-        scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.policy)
-        means = {name: scored.mean(name) for name in (*(judge.name for judge in self.judges), "kl", "diversity")}
+        scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.method.evaluated)
+        means = {name: scored.mean(name) for name in (*(judge.name for judge in self.judges), *scored.measured)}
         return {"reward": means[self.reward.name], **means}
 
     @property
@@ -106,16 +129,18 @@ class Experiment:
     def plan(self) -> str:
         """What will happen, before it does."""
         options, epochs, method = self.config["eval"], self.config["epochs"], self.method
+        tested = f"{options['prompts'] * options['images']} images of {options['prompts']} test prompts, of the reference and of the policy"
+        if not epochs:
+            return f"  {'evaluation':<20} {tested}; nothing is trained"
         updates = method.updates
         evaluations = epochs * sum(method.plan().values())
-        images = options["prompts"] * options["images"]
         lines = {
             "trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}",
-            "epochs": f"{epochs}, each {updates.images} images and {len(updates) // updates.accumulate} updates",
-            "reward queries": f"{epochs * updates.images:,}",
+            "epochs": f"{epochs}, each {updates.images} prompts and {len(updates) // updates.accumulate} updates",
+            "reward queries": f"{epochs * method.queries:,}",
             "network evaluations": f"{evaluations:,} (guidance doubles them, a backward pass counts two more)",
             "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
-            "evaluation": f"{images} images of {options['prompts']} test prompts, of the reference and of the policy",
+            "evaluation": tested,
             "estimated time": f"{_duration(self._seconds(evaluations))} of training",
         }
         return "\n".join(f"  {name:<20} {value}" for name, value in lines.items())
@@ -130,7 +155,7 @@ class Experiment:
         with self.model.meters.paused(), self.precision():
             for _ in range(2):
                 started = time.perf_counter()
-                self.model.eps(x, t, cond, WHO).sum().item()
+                self.model.eps(x, t, cond, self.policy.who).sum().item()
         return evaluations * (time.perf_counter() - started) / rows
 
 

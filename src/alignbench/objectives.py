@@ -1,8 +1,10 @@
 """The papers' equations, as functions of tensors. Nothing here knows of networks, samplers or logging."""
 
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Reduce = Literal["mean", "sum"]
@@ -18,6 +20,11 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tens
     """PPO's pessimistic bound as a loss, elementwise (DDPO, section 4.3; PPO, equation 7). log_ratio, advantage: one shape."""
     ratio = log_ratio.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def hard_clamped(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The released DPOK's surrogate, elementwise: outside 1 +- clip there is no gradient, not even one that would undo the excess."""
+    return -advantage * log_ratio.exp().clamp(1 - clip, 1 + clip)
 
 
 def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
@@ -49,3 +56,73 @@ def group_advantage(reward: Tensor, prompts: list[str], spread: Literal["group",
         if own.amax() > own.amin():
             advantage[members] = (own - own.mean()) / ((own if spread == "group" else reward).std(correction=0) + EPSILON)
     return advantage
+
+
+def preference(log_ratio_win: Tensor, log_ratio_lose: Tensor, beta: float, clip: float | None) -> Tensor:
+    """-log sigmoid(beta (log-ratio of the winner - log-ratio of the loser)), elementwise; the ratios are to the reference (DPO).
+
+    clip: clamps each ratio into 1 +- clip first, as D3PO's and PSO's code does: beyond it nothing is learned, on either side.
+    """
+    if clip is not None:
+        low, high = math.log1p(-clip), math.log1p(clip)
+        log_ratio_win, log_ratio_lose = log_ratio_win.clamp(low, high), log_ratio_lose.clamp(low, high)
+    return -F.logsigmoid(beta * (log_ratio_win - log_ratio_lose))
+
+
+def preference_metrics(win: Tensor, lose: Tensor, weight: Tensor, clip: float | None) -> dict[str, Tensor]:
+    """What to log of log-ratios [N]: mean margin, share of pairs ranked rightly, share of ratios that the clip holds."""
+    win, lose = win.detach(), lose.detach()
+    metrics = {"margin": (weight * (win - lose)).mean(), "accuracy": (weight * (win > lose)).mean()}
+    if clip is not None:
+        metrics["clipped"] = torch.cat([win, lose]).exp().sub(1).abs().gt(clip).float().mean()
+    return metrics
+
+
+Divergence = Literal["kl", "l2", "pseudo_huber"]
+
+
+def score_divergence(divergence: Divergence, critic: Tensor, reference: Tensor, x0: Tensor, huber: float) -> Tensor:
+    """The loss whose gradient is that of a divergence between the generator's and the reference's diffused laws: [N].
+
+    critic, reference [N,C,h,w]: x0-predictions at x_t = alpha x_0 + sigma eps, with the graph through x_t and neither's weights trained;
+    x0 [N,C,h,w] the generator's sample. Diff-Instruct* (2410.20898): -<d'(y), x0_critic - x0>, y = x0_critic - x0_reference over the whole
+    sample, d = |y|^2 (l2; SiD at alpha 1) or sqrt(|y|^2 + huber^2) - huber; Diff-Instruct (kl): <sg(y), x0>. y is sigma^2 / alpha times the
+    difference of scores, so this is the paper's loss with w(t) = sigma^4 / 2 alpha^2 (l2), sigma^2 / alpha (pseudo-Huber, whose huber is
+    in x0 units) and sigma^2 / alpha^2 (kl). Its value means nothing (0 on average once the critic is exact); only its gradient does.
+    """
+    y = (critic - reference).flatten(1)
+    if divergence == "kl":
+        return (y.detach() * x0.flatten(1)).sum(1)
+    u = y if divergence == "l2" else y / (y.square().sum(1, keepdim=True) + huber**2).sqrt()
+    return -(u * (critic - x0).flatten(1)).sum(1)
+
+
+def ranked(scores: Tensor, each: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs of a prompt's `each` images, of scores [B,criteria]: winners [P], losers [P] as rows, and which pairs are decided [P].
+
+    A winner is no worse by any criterion and better by one (D3PO's code); a pair without one is not decided, and stands in row order.
+    """
+    first, second = torch.triu_indices(each, each, 1, device=scores.device)
+    start = torch.arange(0, len(scores), each, device=scores.device)[:, None]
+    first, second = (start + first).flatten(), (start + second).flatten()
+    ahead, behind = (scores[first] >= scores[second]).all(1), (scores[second] >= scores[first]).all(1)
+    return torch.where(behind & ~ahead, second, first), torch.where(behind & ~ahead, first, second), ahead ^ behind
+
+
+def reward_weights(
+    reward: Tensor, prompts: list[str], form: Literal["dense", "sparse"], inverse_temperature: float, percentile: float
+) -> Tensor:
+    """Reward-weighted regression's weights [B], over each prompt's images.
+
+    dense: softmax(inverse_temperature * reward) times the number of images, so that the mean is 1; sparse: 1 for rewards at or above the
+    percentile (a fraction), else 0.
+    """
+    weight = torch.zeros_like(reward)
+    for prompt in dict.fromkeys(prompts):
+        members = torch.tensor([each == prompt for each in prompts], device=reward.device)
+        own = reward[members]
+        if form == "dense":
+            weight[members] = torch.softmax(inverse_temperature * own, 0) * len(own)
+        else:
+            weight[members] = (own >= own.quantile(percentile)).to(own)
+    return weight

@@ -1,11 +1,12 @@
 """A model and a sampler seen as a policy over denoising steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from alignbench import ranks
 from alignbench.gaussian import Gaussian
 from alignbench.models.base import Diffusion, Who
 from alignbench.rng import Generators
@@ -29,12 +30,12 @@ class Policy(nn.Module):
 
     @property
     def reference(self) -> "Policy":
-        """The same model and sampler with the untouched weights; nothing is copied."""
-        return Policy(self.model, self.sampler, None, self.chunk)
+        """The same model and sampler with the weights that training starts from; nothing is copied."""
+        return Policy(self.model, self.sampler, self.model.start, self.chunk)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The weights that training moves, by name; none of the reference's."""
-        return {} if self.who is None else self.model.trainable(self.who)
+        return {} if self.who is None or self.who == self.model.start else self.model.trainable(self.who)
 
     @property
     def trained_steps(self) -> Tensor:
@@ -53,14 +54,19 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def rollout(self, prompts: Sequence[str], over: Over, generators: Generators, x: Tensor | None = None) -> Rollout:
-        """Sample one image a prompt; row i's noise comes from generators[i] alone. x: starting noise [B,C,h,w], else drawn first."""
-        cond = self.model.encode(prompts)
+        """Sample one image a prompt; row i's noise comes from generators[i] alone. x: starting noise [B,C,h,w], else drawn first.
+
+        Each process samples its share, and all get the whole.
+        """
+        mine = ranks.mine(len(prompts))
+        cond = self.model.encode([prompts[row] for row in mine])
         parts = []
-        for start in range(0, len(prompts), self.chunk):
-            rows = slice(start, start + self.chunk)
-            own = generators[rows]
-            parts.append(self._rollout(cond[rows], over, own, self.model.prior(own) if x is None else x[rows]))
-        return Rollout.cat(parts)
+        for start in range(0, len(mine), self.chunk):
+            rows = mine[start : start + self.chunk]
+            own = [generators[row] for row in rows]
+            x_T = self.model.prior(own) if x is None else x[rows]
+            parts.append(self._rollout(cond[start : start + self.chunk], over, own, x_T))
+        return ranks.gathered_table(Rollout.cat(parts), len(prompts))
 
     def _rollout(self, cond: Tensor, over: Over, generators: Generators, x: Tensor) -> Rollout:
         states, log_probs = [x], []
@@ -73,20 +79,36 @@ class Policy(nn.Module):
             x = y
         return Rollout(x=torch.stack(states, 1), log_prob=torch.stack(log_probs, 1), cond=cond)
 
-    def images(self, rollout: Rollout) -> Tensor:
-        """Decoded images [B,3,H,W] in [0,1]."""
-        return torch.cat([self.model.decode(part) for part in rollout.x[:, -1].split(self.chunk)])
+    def images(self, rollout: Rollout, rows: Sequence[int] | None = None) -> Tensor:
+        """Decoded final images [B,3,H,W] in [0,1], or those of some rows."""
+        final = rollout.x[:, -1] if rows is None else rollout.x[list(rows), -1]
+        return torch.cat([self.model.decode(part) for part in final.split(self.chunk)])
 
-    @torch.no_grad()
+    def eps(self, rows: Transition) -> Tensor:
+        """The guided noise prediction at recorded states [N,C,h,w], with gradient."""
+        return self.model.eps(rows.x, self.sampler.time(self.model, rows.k), rows.cond, self.who, self.sampler.guidance)
+
+    def log_ratio(self, rows: Transition, over: Over) -> Tensor:
+        """log pi(y | x) of recorded steps, less the log-probability that stands in the rows: [N] or [N,h,w] in nats, with gradient."""
+        return summed(self.at(rows).log_prob(rows.y), over) - rows.log_prob
+
+    def log_prob(self, rollout: Rollout, over: Over) -> Tensor:
+        """The log-probability of a rollout's steps under this policy, shaped as the rollout's own; no gradient."""
+        return self._along(rollout, lambda rows: summed(self.at(rows).log_prob(rows.y), over))
+
     def path_kl(self, rollout: Rollout) -> Tensor:
         """KL(policy || reference) along each trajectory: the sum of its closed-form step KLs, [B] in nats (DPOK, lemma 4.2's bound)."""
-        total = torch.zeros(len(rollout), device=rollout.x.device)
-        if self.who is None:
-            return total
+        if self.who == self.model.start:
+            return torch.zeros(len(rollout), device=rollout.x.device)
+        return self._along(rollout, lambda rows: summed(self.at(rows).kl(self.reference.at(rows)), "image")).sum(1)
+
+    @torch.no_grad()
+    def _along(self, rollout: Rollout, value: Callable[[Transition], Tensor]) -> Tensor:
+        """`value` of each trained step: [B,T,...], 0 where a step has no likelihood. Each process takes its share of the images."""
+        mine = torch.tensor(ranks.mine(len(rollout)), device=rollout.x.device)
+        total = torch.zeros_like(rollout.log_prob)[mine].to(rollout.x.dtype)
         nothing = torch.zeros(len(rollout), device=rollout.x.device)
-        for start in range(0, len(rollout), self.chunk):
-            images = torch.arange(start, min(start + self.chunk, len(rollout)), device=rollout.x.device)
+        for part in torch.arange(len(mine), device=mine.device).split(self.chunk):
             for k in self.trained_steps.nonzero().squeeze(1).tolist():
-                rows = rollout.steps(images, torch.full_like(images, k), nothing)
-                total[images] += self.at(rows).kl(self.reference.at(rows)).flatten(1).sum(1).to(total.dtype)
-        return total
+                total[part, k] = value(rollout.steps(mine[part], torch.full_like(part, k), nothing)).to(total.dtype)
+        return ranks.gathered(total, len(rollout))

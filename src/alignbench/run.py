@@ -19,7 +19,7 @@ from alignbench.compose import RESULTS_VERSION, Composed
 from alignbench.config import MissingAsset, arguments
 from alignbench.evaluation.callbacks import BudgetStop, History, Progress, Row, Saver
 from alignbench.evaluation.evaluate import compare
-from alignbench.experiment import WHO, Experiment, made
+from alignbench.experiment import Experiment, made
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
 from alignbench.rollouts import Rollouts
@@ -54,7 +54,10 @@ def execute(composed: Composed) -> int:
         say(f"{composed.folder}\n{experiment.plan()}")
         record.open(composed.identity)
         built = time.time()
-        fit(experiment, trainer, composed)
+        if config["epochs"]:
+            fit(experiment, trainer, composed)
+        else:
+            record.metrics([])  # a method without training has no history
         fitted = time.time()
         finish(experiment, composed, record, history.rows)
         record.timing(
@@ -117,7 +120,8 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
     """Evaluate reference and policy on the test prompts, and write everything that is compared; the page last."""
     config, options = experiment.config, experiment.config["eval"]
     say("evaluating reference and policy on test prompts")
-    sides = {"reference": experiment.policy.reference, "policy": experiment.policy}
+    policy = experiment.method.evaluated
+    sides = {"reference": experiment.policy.reference, "policy": policy}
     scored = {who: experiment.scored("test", options["prompts"], policy) for who, policy in sides.items()}
     pictured = {row["prompt_id"] for row in scored["policy"].rows[: options["grid"] * options["images"]]}
     rows = []
@@ -129,7 +133,8 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
             rows.append({"who": who, "split": "test", **row, "image": name})
     record.samples(rows)
     shutil.rmtree(composed.folder / "weights", ignore_errors=True)  # what a killed process left half written
-    experiment.model.export(WHO, composed.folder / "weights", experiment.spec)
+    if policy.who is not None and policy.trainable():
+        experiment.model.export(policy.who, composed.folder / "weights", experiment.spec)
     sampler = experiment.policy.sampler
     record.result(
         {
@@ -149,9 +154,15 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
             "adapter": experiment.spec.kind,
             "trainable_parameters": experiment.trainable_parameters,
             "epochs": max((row["epoch"] for row in history), default=0),
-            "metrics": compare(scored["reference"], scored["policy"], experiment.judges, experiment.reward.name, options["replicates"]),
+            "metrics": compare(
+                scored["reference"],
+                scored["policy"],
+                experiment.judges,
+                experiment.reward.name if experiment.method.optimises else "",
+                options["replicates"],
+            ),
             "meters": experiment.model.meters.state(),
-            "weights": {"policy": digest(experiment.policy.trainable())},
+            "weights": {"policy": digest(policy.trainable())},
         }
     )
     grid_picture(composed.folder)

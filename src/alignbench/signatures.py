@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,7 +19,10 @@ from alignbench.config import TrainerFacts
 
 ALLOWED = ("alignbench.", "torch.optim.", "lightning.pytorch.")
 GIVEN = {  # arguments that run.py gives, and where the user has a say in them
-    "alignbench.methods.": {field.name: f"set trainer.{field.name}" for field in fields(TrainerFacts)},
+    "alignbench.methods.": {
+        **{field.name: f"set trainer.{field.name}" for field in fields(TrainerFacts)},
+        "processes": "set trainer.devices",
+    },
     "lightning.pytorch.trainer.": {
         "accumulate_grad_batches": "set trainer.micro_batch",
         "default_root_dir": "set output",
@@ -47,7 +50,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def arguments_of(node: type) -> dict[str, Argument]:
     """The keys of a dataclass of config.py."""
     hints = get_type_hints(node, include_extras=True)
-    return {field.name: Argument(hints[field.name], True, "value" if is_plain(hints[field.name]) else "object") for field in fields(node)}
+    return {
+        field.name: Argument(hints[field.name], field.default is MISSING, "value" if is_plain(hints[field.name]) else "object")
+        for field in fields(node)
+    }
 
 
 @lru_cache
@@ -59,6 +65,15 @@ def _constructor(target: str) -> tuple[tuple[str, Argument], ...]:
 def constructor_of(target: str) -> dict[str, Argument]:
     """The arguments of the class `target` from its source. Raises ValueError, saying what to write instead, where there is none."""
     return dict(_constructor(target))
+
+
+def fact_of(target: str, name: str) -> Any:
+    """The constant that a class of ours assigns to `name` in its body, or None."""
+    module, _, owner = target.rpartition(".")
+    for statement in _classes(module)[owner].body:
+        if isinstance(statement, ast.Assign) and name in map(ast.unparse, statement.targets) and isinstance(statement.value, ast.Constant):
+            return statement.value.value
+    return None
 
 
 def _arguments(module: str, name: str) -> dict[str, Argument]:

@@ -1,19 +1,19 @@
-"""The rows that flow between the stages: Rollout -> Transition (or Pair) -> loss. Tensors of a table share their first axis."""
+"""The rows that flow between the stages: Rollout -> Transition, Pair or Noised -> loss. Columns of a table share their first axis."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Table:
-    """Frozen columns; `.to` is what Lightning needs to move a batch."""
+    """Frozen columns, tensors but for the prompts; `.to` is what Lightning needs to move a batch."""
 
     def to(self, *args: object, **kwargs: object) -> Self:
-        return type(self)(**{f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self)})
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: each if isinstance(each, tuple) else each.to(*args, **kwargs) for name, each in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -59,78 +59,26 @@ class Transition(Table):
 
 
 @dataclass(frozen=True)
-class Updates:
-    """How the trajectories of an epoch are cut into optimiser steps, and those into forward passes.
+class Pair(Table):
+    """Two steps with one k, the first from the image that is preferred."""
 
-    An optimiser step sees all trained steps of `batch` images, as in DDPO; its rows are shuffled across images AND steps and handed out
-    `micro_batch` at a time, so that one forward pass holds many time steps.
-    """
-
-    images: int  # collected an epoch
-    images_per_prompt: int
-    batch: int  # images an optimiser step
-    passes: int  # over the collection
-    trained: Tensor  # [T] bool: the steps that have a likelihood
-    at_most: int  # rows a forward pass may hold
-
-    def __post_init__(self) -> None:
-        if not self.trained.any():
-            raise ValueError("no step of this sampler has a likelihood, so there is nothing to learn from; set sampler.eta above 0")
-        for name in ("batch", "images_per_prompt"):
-            if self.images % getattr(self, name):
-                raise ValueError(f"method.images={self.images} must be a multiple of method.{name}={getattr(self, name)}")
-
-    @property
-    def rows(self) -> int:
-        """Rows an optimiser step."""
-        return self.batch * int(self.trained.sum())
-
-    @property
-    def micro_batch(self) -> int:
-        """Rows a forward pass: the most that cut an update into equal parts, so that accumulated gradients are the mean over its rows."""
-        return max(size for size in range(1, min(self.rows, self.at_most) + 1) if self.rows % size == 0)
-
-    @property
-    def accumulate(self) -> int:
-        """Forward passes an optimiser step."""
-        return self.rows // self.micro_batch
+    win: Transition
+    lose: Transition
+    weight: Tensor  # [N] 0 for two equally good images, else such that an update's weights have mean 1
 
     def __len__(self) -> int:
-        """Forward passes an epoch."""
-        return self.passes * (self.images // self.batch) * self.accumulate
-
-    @property
-    def trained_rows(self) -> int:
-        """Rows that get a gradient, an epoch."""
-        return self.passes * self.images * int(self.trained.sum())
-
-    def demand_one(self, who: str) -> None:
-        """Raise ValueError, naming `who` demands it, unless an epoch is one optimiser step: an estimator without ratios is on-policy."""
-        if self.passes > 1 or self.batch != self.images:
-            raise ValueError(f"{who} is on-policy, one update a collection: set method.inner_epochs=1 and method.batch=method.images")
-
-    def of(self, rollout: Rollout, advantage: Tensor, shuffle: Generator) -> "Minibatches":
-        """This epoch's minibatches; advantage is [B] or [B,h,w]."""
-        return Minibatches(self, rollout, advantage, shuffle)
+        return len(self.win)
 
 
 @dataclass(frozen=True)
-class Minibatches:
-    """Lazy shuffled passes over a rollout's steps."""
+class Noised(Table):
+    """Clean latents and the noise to put on them: what a denoiser regresses on."""
 
-    updates: Updates
-    rollout: Rollout
-    advantage: Tensor
-    shuffle: Generator
+    x0: Tensor  # [N,C,h,w]
+    eps: Tensor  # [N,C,h,w]
+    t: Tensor  # [N] index into alpha_bar
+    cond: Tensor  # [N,L,D]
+    weight: Tensor  # [N]
 
     def __len__(self) -> int:
-        return len(self.updates)
-
-    def __iter__(self) -> Iterator[Transition]:
-        steps, device = self.updates.trained.nonzero().squeeze(1), self.rollout.x.device
-        for _ in range(self.updates.passes):
-            for images in torch.randperm(len(self.rollout), generator=self.shuffle).split(self.updates.batch):
-                rows = torch.cartesian_prod(images, steps)
-                rows = rows[torch.randperm(len(rows), generator=self.shuffle)]
-                for image, k in (part.unbind(1) for part in rows.split(self.updates.micro_batch)):
-                    yield self.rollout.steps(image.to(device), k.to(device), self.advantage)
+        return len(self.x0)

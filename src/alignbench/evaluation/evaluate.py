@@ -13,6 +13,20 @@ from alignbench.rewards.base import Reward
 from alignbench.rng import generator
 
 Row = dict[str, Any]
+MEASURED: dict[str, Row] = {
+    "kl": {
+        "label": "divergence",
+        "unit": "nats",
+        "larger_is_better": False,
+        "note": "path KL to where training started, summed over the steps",
+    },
+    "diversity": {
+        "label": "diversity",
+        "unit": "RMS pixel distance",
+        "larger_is_better": True,
+        "note": "between images of one prompt",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,7 @@ class Scored:
 
     rows: list[Row]
     images: Tensor  # [prompts * each,3,H,W] on the CPU
+    measured: tuple[str, ...]  # the columns that no judge gave
 
     def mean(self, column: str) -> float:
         return sum(row[column] for row in self.rows) / len(self.rows)
@@ -39,14 +54,15 @@ def score(policy: Policy, judges: Sequence[Reward], prompts: dict[int, str], eac
         rollout = policy.rollout(texts, "image", generators)
         images = policy.images(rollout)
         columns = {judge.name: judge(images, texts) for judge in judges}
-        columns["kl"] = policy.path_kl(rollout)
-    columns["diversity"] = within_prompt_distance(images, each)
+        measured = {"kl": policy.path_kl(rollout)} if policy.trained_steps.any() else {}  # no likelihood, no path KL
+    measured["diversity"] = within_prompt_distance(images, each)
+    columns |= measured
     values = {name: column.cpu().double().tolist() for name, column in columns.items()}
     rows = [
         {"prompt_id": prompt_id, "prompt": prompts[prompt_id], "k": k} | {name: column[i] for name, column in values.items()}
         for i, (prompt_id, k) in enumerate(ids)
     ]
-    return Scored(rows, images.float().cpu())
+    return Scored(rows, images.float().cpu(), tuple(measured))
 
 
 def within_prompt_distance(images: Tensor, each: int) -> Tensor:
@@ -58,22 +74,7 @@ def within_prompt_distance(images: Tensor, each: int) -> Tensor:
 
 def compare(reference: Scored, policy: Scored, judges: Sequence[Reward], trained: str, replicates: int) -> list[dict[str, Any]]:
     """The result's table: each metric's means and the paired difference with its 95 % interval over prompts and images."""
-    about = [_about(judge, trained) for judge in judges] + [
-        {
-            "name": "kl",
-            "label": "divergence",
-            "unit": "nats",
-            "larger_is_better": False,
-            "note": "path KL to the reference, summed over the steps",
-        },
-        {
-            "name": "diversity",
-            "label": "diversity",
-            "unit": "RMS pixel distance",
-            "larger_is_better": True,
-            "note": "between images of one prompt",
-        },
-    ]
+    about = [_about(judge, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in policy.measured]
     groups = [row["prompt_id"] for row in policy.rows]
     table = []
     for facts in about:

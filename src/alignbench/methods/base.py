@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
+from alignbench import ranks
+from alignbench.models.base import Spec
 from alignbench.policy import Policy
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
 from alignbench.rollouts import Batches
-from alignbench.tables import Updates
+from alignbench.schedule import Schedule
+from alignbench.tables import Rollout
 
 Metrics = dict[str, Tensor]
 
@@ -20,14 +23,24 @@ Metrics = dict[str, Tensor]
 class Method(LightningModule, ABC):
     """Subclasses hold an algorithm's numbers and nothing else; `loss` is a pure function of weights and batch."""
 
-    updates: Updates  # how much is collected and in what portions it is learned from
+    updates: Schedule  # how much is collected and in what portions it is learned from
+    copies: tuple[str, ...] = ()  # trainable or averaged copies beside the policy, which `grow` makes
 
     def __init__(
-        self, *, policy: Policy, judge: Judge, optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer], micro_batch: int
+        self,
+        *,
+        policy: Policy,
+        judge: Judge,
+        micro_batch: int,
+        processes: int,
+        optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
     ):
-        """optimizer: makes the optimiser from parameters; micro_batch: rows a forward pass may hold (changes no result)."""
+        """micro_batch: rows a forward pass may hold (changes no result); processes: how many share the work (changes no result either);
+        optimizer: makes the optimiser from parameters or groups of them; none for a method that does not train.
+        """
         super().__init__()
-        self.policy, self.judge, self.optimizer, self.micro_batch = policy, judge, optimizer, micro_batch
+        self.policy, self.judge, self._optimizer = policy, judge, optimizer
+        self.micro_batch, self.processes = micro_batch, processes
         self.strict_loading = False  # a checkpoint holds what is trained; the frozen base is the model's own files
         self.collected: dict[str, float] = {}
 
@@ -39,10 +52,41 @@ class Method(LightningModule, ABC):
     def loss(self, batch: Any) -> tuple[Tensor, Metrics]:
         """The loss to minimise and what to log of it."""
 
+    @abstractmethod
     def plan(self) -> dict[str, int]:
-        """Network evaluations an epoch by role, as the meters will count them: here one rollout, then its trained steps with gradient."""
-        collected = self.updates.images * self.policy.sampler.steps
-        return {"policy": (collected + 3 * self.updates.trained_rows) * self.policy.sampler.evaluations}
+        """Network evaluations an epoch by role, as the meters will count them."""
+
+    @property
+    def queries(self) -> int:
+        """Reward queries an epoch."""
+        return self.updates.images
+
+    @property
+    def optimises(self) -> bool:
+        """Whether the evaluated policy owes anything to the reward; if not, the reward is one more held-out judge."""
+        return self.queries > 0
+
+    @property
+    def evaluated(self) -> Policy:
+        """What is validated, tested and exported."""
+        return self.policy
+
+    def grow(self, spec: Spec) -> None:
+        """Make `copies`; called once, after the policy itself has been grown."""
+
+    def score(self, rollout: Rollout, prompts: list[str], judge: Judge | None = None) -> Tensor:
+        """The reward (or another judge's score) of each final image: [B], fp32. Each process scores its share."""
+        return self._judged((judge or self.judge).score, rollout, prompts)
+
+    def score_map(self, rollout: Rollout, prompts: list[str]) -> Tensor:
+        """The reward of each pixel: [B,H,W], fp32."""
+        return self._judged(self.judge.map, rollout, prompts)
+
+    @torch.no_grad()
+    def _judged(self, ask: Callable[[Tensor, list[str]], Tensor], rollout: Rollout, prompts: list[str]) -> Tensor:
+        mine = ranks.mine(len(prompts))
+        images = self.policy.images(rollout, mine)
+        return ranks.gathered(ask(images, [prompts[row] for row in mine]), len(prompts))
 
     def idle(self, batch: Any) -> bool:
         """Whether a batch holds no signal at all. Such a batch leaves no gradient, so that not even weight decay moves a weight."""
@@ -57,8 +101,15 @@ class Method(LightningModule, ABC):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.policy.trainable().values())
 
+    @property
+    def optimizer(self) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
+        if self._optimizer is None:
+            raise ValueError("method.optimizer: missing; name one, as conf/method/ddpo.yaml does")
+        return self._optimizer
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        copies = {id(each) for who in self.copies for each in self.policy.model.trainable(who).values()}
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad or id(parameter) in copies}
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in kept or name.endswith("_extra_state")
         }

@@ -11,7 +11,8 @@ from alignbench.objectives import Reduce, clipped_surrogate, group_advantage, pe
 from alignbench.policy import summed
 from alignbench.ranges import Count, NonNegative, Positive
 from alignbench.rng import Draws
-from alignbench.tables import Minibatches, Transition, Updates
+from alignbench.schedule import Minibatches, Updates
+from alignbench.tables import Transition
 
 
 class PromptStatistics:
@@ -56,7 +57,9 @@ class DDPO(Method):
         `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`.
         """
         super().__init__(**base)
-        self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
+        self.updates: Updates = Updates(
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes
+        )
         if form == "score_function":
             self.updates.demand_one("method.form=score_function")
         self.form, self.clip, self.advantage, self.advantage_clip = form, clip, advantage, advantage_clip
@@ -64,13 +67,14 @@ class DDPO(Method):
         self.reduce, self.kl = reduce, kl
 
     def plan(self) -> dict[str, int]:
-        reference = {"reference": self.updates.trained_rows * self.policy.sampler.evaluations} if self.kl > 0 else {}
-        return super().plan() | reference
+        each = self.policy.sampler.evaluations
+        policy = {"policy": (self.updates.images * self.policy.sampler.steps + 3 * self.updates.trained_rows) * each}
+        anchor = {self.policy.reference.who or "reference": self.updates.trained_rows * each} if self.kl > 0 else {}
+        return policy | anchor
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
-        with torch.no_grad():
-            reward = self.judge.score(self.policy.images(rollout), prompts)
+        reward = self.score(rollout, prompts)
         match self.advantage:
             case "per_prompt":
                 advantage = self.statistics.advantage(reward, prompts)

@@ -11,7 +11,8 @@ from alignbench.objectives import Reduce, clipped_surrogate, per_unit, score_fun
 from alignbench.policy import summed
 from alignbench.ranges import Count, Positive
 from alignbench.rng import Draws
-from alignbench.tables import Minibatches, Transition, Updates
+from alignbench.schedule import Minibatches, Updates
+from alignbench.tables import Transition
 
 
 class PXPO(Method):
@@ -42,16 +43,22 @@ class PXPO(Method):
         super().__init__(**base)
         if not self.judge.reward.spatial:
             raise ValueError(f"method=pxpo needs a pixel map, which reward={self.judge.reward.name} has not; reward=colour has")
-        self.updates = Updates(images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch)
+        self.updates: Updates = Updates(
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes
+        )
         if form == "score_function":
             self.updates.demand_one("method.form=score_function")
         self.form, self.clip = form, clip
         self.normalise, self.advantage_clip, self.reduce = normalise, advantage_clip, reduce
 
+    def plan(self) -> dict[str, int]:
+        return {
+            "policy": (self.updates.images * self.policy.sampler.steps + 3 * self.updates.trained_rows) * self.policy.sampler.evaluations
+        }
+
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout = self.policy.rollout(prompts, "channels", draws.each("rollout", range(len(prompts))))
-        with torch.no_grad():
-            pixels = self.judge.map(self.policy.images(rollout), prompts)  # [B,H,W]
+        pixels = self.score_map(rollout, prompts)  # [B,H,W]
         sites = F.adaptive_avg_pool2d(pixels[:, None], self.policy.model.shape[1:])[:, 0]  # [B,h,w]
         self.collected = {"reward": pixels.mean().item(), "reward_std": pixels.flatten(1).mean(1).std(correction=0).item()}
         advantage = normalised(sites, prompts, self.normalise).clamp(-self.advantage_clip, self.advantage_clip)

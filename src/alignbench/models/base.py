@@ -33,6 +33,7 @@ class Diffusion(nn.Module, ABC):
     shape: tuple[int, int, int]  # C, h, w of a latent
     prediction: Prediction
     alpha_bar: Tensor  # [T+1] cumulative products of the training schedule; the last entry (index -1) is the final step's target
+    start: Who = None  # whose weights training starts from and is measured against: the reference, or a frozen copy of other weights
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,12 +51,16 @@ class Diffusion(nn.Module, ABC):
         """Images [B,3,H,W] in [0,1] from final latents; differentiable."""
 
     @abstractmethod
+    def latents(self, images: Tensor) -> Tensor:
+        """Clean latents [B,C,h,w] of images [B,3,H,W] in [0,1]: what `decode` undoes."""
+
+    @abstractmethod
     def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
         """The raw output of one denoiser call: [N,C,h,w], of the kind that `prediction` names."""
 
     @abstractmethod
-    def grow(self, who: str, spec: Spec) -> None:
-        """Add a trainable copy named `who` that starts as the reference."""
+    def grow(self, who: str, spec: Spec, start: Who = None) -> None:
+        """Add a trainable copy named `who` that starts as `start`, which must be frozen itself."""
 
     @abstractmethod
     def trainable(self, who: str) -> dict[str, nn.Parameter]:

@@ -37,6 +37,9 @@ class GaussianWorld(Diffusion):
         """The latent itself, as a grey image: rewards of this world read numbers, so nothing is clamped."""
         return x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
 
+    def latents(self, images: Tensor) -> Tensor:
+        return images[:, :1].expand(-1, *self.shape)
+
     def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
         variance = alpha**2 * self.std**2 + sigma**2
@@ -46,11 +49,12 @@ class GaussianWorld(Diffusion):
             x0 = (1 + copy["gain"]) * x0 + copy["shift"]
         return (x - alpha * x0) / sigma
 
-    def grow(self, who: str, spec: Spec) -> None:
+    def grow(self, who: str, spec: Spec, start: Who = None) -> None:
         if spec.kind != "full":
             raise ValueError("model=gaussian has nothing to put an adapter on; set adapter=full")
-        dtype = self.alpha_bar.dtype
-        self.copies[who] = nn.ParameterDict({"gain": torch.zeros((), dtype=dtype), "shift": torch.zeros(self.shape, dtype=dtype)})
+        unchanged = {"gain": self.alpha_bar.new_zeros(()), "shift": self.alpha_bar.new_zeros(self.shape)}
+        weights = unchanged if start is None else self.trainable(start)
+        self.copies[who] = nn.ParameterDict({name: value.detach().clone() for name, value in weights.items()})
 
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
         return dict(self.copies[who].named_parameters())

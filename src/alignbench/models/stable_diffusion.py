@@ -17,8 +17,11 @@ from alignbench.models.base import Diffusion, Spec, Who
 class StableDiffusion(Diffusion):
     """Latents [C,h,w] of the pipeline's UNet; a LoRA adapter or a full copy of the UNet a `who`."""
 
-    def __init__(self, *, path: str, revision: str | None):
-        """path: Hub id, local folder or package://folder. Raises MissingAsset where it cannot be had."""
+    def __init__(self, *, path: str, revision: str | None, init: str | None):
+        """path: Hub id, local folder or package://folder. init: a UNet in diffusers' format, for weights that training starts from while
+        the pipeline's own stay the score reference (a distilled student); null: the pipeline's own. Raises MissingAsset where they cannot
+        be had.
+        """
         super().__init__()
         import diffusers
         import transformers
@@ -48,7 +51,10 @@ class StableDiffusion(Diffusion):
         self.requires_grad_(False)
         self.eval()
         self.copies = nn.ModuleDict()
-        self.adapters: set[str] = set()
+        self.adapters: dict[str, Who] = {}  # adapter -> the network that it sits in
+        if init is not None:
+            self.start = "init"
+            self.copies["init"] = self._unet(init)
 
         self._scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
         self.prediction = self._scheduler.config.prediction_type
@@ -73,27 +79,41 @@ class StableDiffusion(Diffusion):
         images = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
+    def latents(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode().float() * self.vae.config.scaling_factor
+
     def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
-        network: nn.Module = self.unet
-        if who is not None and who in self.copies:
-            network = self.copies[who]
-        else:
-            if who is not None and who not in self.adapters:
-                raise KeyError(f"nothing named {who!r} was grown on this model")
-            lora.switch(self.unet, who)
+        network = self._network(self.adapters.get(who, who) if who else None)
+        lora.switch(network, who if who in self.adapters else None)
         return network(x, t, encoder_hidden_states=cond).sample
 
-    def grow(self, who: str, spec: Spec) -> None:
+    def _network(self, who: Who) -> nn.Module:
+        if who is not None and who not in self.copies:
+            raise KeyError(f"nothing named {who!r} was grown on this model")
+        return self.unet if who is None else self.copies[who]
+
+    def _unet(self, path: str) -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        try:
+            unet = UNet2DConditionModel.from_pretrained(located(path), torch_dtype=torch.float32, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise MissingAsset(f"model.init={path}: no UNet there ({str(error).strip().splitlines()[0].split(' (')[0]})") from error
+        return unet.requires_grad_(False).eval()
+
+    def grow(self, who: str, spec: Spec, start: Who = None) -> None:
         if spec.kind == "full":
-            if self.adapters:
+            if start in self.adapters.values():
                 raise ValueError("a full copy must grow before any adapter does: it would copy the adapters too")
-            self.copies[who] = copy.deepcopy(self.unet).requires_grad_(True)
+            self.copies[who] = copy.deepcopy(self._network(start)).requires_grad_(True)
         else:
-            lora.grow(self.unet, who, spec)
-            self.adapters.add(who)
+            lora.grow(self._network(start), who, spec)
+            self.adapters[who] = start
 
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
-        return dict(self.copies[who].named_parameters()) if who in self.copies else lora.parameters(self.unet, who)
+        if who in self.adapters:
+            return lora.parameters(self._network(self.adapters[who]), who)
+        return dict(self._network(who).named_parameters())
 
     def export(self, who: str, folder: Path, spec: Spec) -> None:
         """A diffusers LoRA in `folder` (for `load_lora_weights`), or the full copy in folder/unet (for `UNet2DConditionModel`)."""
@@ -106,8 +126,9 @@ class StableDiffusion(Diffusion):
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=who))
-        facts = self.unet.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
+        network: Any = self._network(self.adapters[who])
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=who))
+        facts = network.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
         facts["target_modules"] = sorted(facts["target_modules"])  # a set, whose order changes from process to process
         metadata = {"lora_adapter_metadata": json.dumps({f"unet.{key}": fact for key, fact in facts.items()}, indent=2, sort_keys=True)}
         # diffusers' own writer adds a second entry, and safetensors writes entries in an order that changes from file to file

@@ -41,7 +41,7 @@ STYLE: list[Any] = [
 
 
 def reward_against_kl(rows: Sequence[dict[str, Any]], reward: str) -> str | None:
-    """Validation reward over the divergence from the reference, in the order of training; None without validation rows."""
+    """Validation reward over the divergence from the reference, in the order of training; None where no row has both."""
     return _validation(rows, "kl", "KL to the reference, nats", reward)
 
 
@@ -50,14 +50,19 @@ def reward_against_queries(rows: Sequence[dict[str, Any]], reward: str) -> str |
     return _validation(rows, "reward_queries", "reward queries", reward)
 
 
+def reward_against_evaluations(rows: Sequence[dict[str, Any]], reward: str) -> str | None:
+    """Validation reward over what it cost in network evaluations, for a method that asks no judge; None without validation rows."""
+    return _validation(rows, "network_evaluations", "network evaluations", reward)
+
+
 def training_reward(rows: Sequence[dict[str, Any]], reward: str) -> str | None:
-    """Mean reward of each epoch's own rollouts; None without training rows."""
-    points = [(row["epoch"], row["reward"]) for row in rows if row["split"] == "train"]
+    """Mean reward of each epoch's own rollouts; None where no row has one."""
+    points = [(row["epoch"], row["reward"]) for row in rows if row["split"] == "train" and "reward" in row]
     return _svg(points, "epoch", reward, name="training", ends=()) if points else None
 
 
 def _validation(rows: Sequence[dict[str, Any]], x: str, label: str, reward: str) -> str | None:
-    kept = [row for row in rows if row["split"] == "validation"]
+    kept = [row for row in rows if row["split"] == "validation" and x in row]
     if not kept:
         return None
     ends = [f"epoch {row['epoch']}" for row in (kept[0], kept[-1])][: len(kept)]

@@ -156,15 +156,17 @@ def _embedded(path: Path) -> tuple[str, int, int]:
 
 
 def _curves(history: Sequence[dict[str, Any]], reward: str) -> list[dict[str, Any]]:
+    asks = any(row["reward_queries"] for row in history)
+    cost = (curves.reward_against_queries, "reward_queries") if asks else (curves.reward_against_evaluations, "network_evaluations")
     drawn = (
         (curves.reward_against_kl, "validation", "kl", "KL", f"{reward} against divergence, on validation prompts"),
-        (curves.reward_against_queries, "validation", "reward_queries", "reward queries", f"{reward} against cost, on validation prompts"),
+        (cost[0], "validation", cost[1], cost[1].replace("_", " "), f"{reward} against cost, on validation prompts"),
         (curves.training_reward, "train", "epoch", "epoch", f"{reward} of each epoch's own images, on training prompts"),
     )
     shown_curves = []
     for draw, split, x, axis, caption in drawn:
         if svg := draw(history, reward):
-            ends = [row for row in history if row["split"] == split]
+            ends = [row for row in history if row["split"] == split and x in row and "reward" in row]
             spoken = ", to ".join(f"{row['reward']:.4g} at {axis} {row[x]:.4g}" for row in (ends[0], ends[-1]))
             shown_curves.append({"svg": Markup(svg), "caption": caption, "spoken": f"Line chart, {len(ends)} points: from {spoken}."})
     return shown_curves

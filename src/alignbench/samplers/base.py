@@ -13,6 +13,12 @@ class Sampler(Protocol):
     guidance: float
     evaluations: int  # network evaluations a step of one image: 2 with guidance
 
+    def time(self, model: Diffusion, k: Tensor) -> Tensor:
+        """The network's time at steps k [N]: [N] indices into the model's alpha_bar."""
+
+    def x0(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Tensor:
+        """The clean latent that step k [N] predicts from states x: [N,C,h,w], with gradient."""
+
     def stochastic(self, model: Diffusion) -> Tensor:
         """Which steps have a likelihood: [steps] bool."""
 

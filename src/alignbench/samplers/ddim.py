@@ -24,6 +24,12 @@ class DDIM:
         here, there, std = (value[:, None, None, None] for value in (here, there, std))
         return times[k], here, there, std
 
+    def time(self, model: Diffusion, k: Tensor) -> Tensor:
+        return model.times(self.steps).to(k.device)[k]
+
+    def x0(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Tensor:
+        return model.x0(x, self.time(model, k), cond, who, self.guidance)
+
     def stochastic(self, model: Diffusion) -> Tensor:
         return self._schedule(model, torch.arange(self.steps))[3].flatten() > 0
 

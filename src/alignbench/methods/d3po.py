@@ -1,0 +1,76 @@
+"""D3PO: direct preference for denoising diffusion policy optimisation (Yang et al., 2311.13231): DPO on each denoising step."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from alignbench.methods.base import Method, Metrics
+from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
+from alignbench.ranges import Count, Decay, Positive
+from alignbench.rewards.base import Reward
+from alignbench.rewards.judge import Judge
+from alignbench.rng import Draws
+from alignbench.schedule import Minibatches, Updates
+from alignbench.tables import Pair
+
+
+class D3PO(Method):
+    """Images of one prompt share their starting noise; every step of the preferred one is preferred to the other's."""
+
+    def __init__(
+        self,
+        *,
+        images: Count,
+        images_per_prompt: Count,
+        batch: Count,
+        inner_epochs: Count,
+        beta: Positive,
+        clip: Decay | None,
+        reference: Literal["initial", "moving"],
+        criteria: list[Reward],
+        reduce: Reduce,
+        **base: Any,
+    ):
+        """batch: pairs an optimiser step, of all pairs of a prompt's images; beta and clip are in the unit of `reduce`; clip: of the ratio
+        to the reference (null: none); reference: where training starts, or the policy that made the epoch's images; criteria: more
+        rewards: a winner is no worse by any, the reward included, and better by one.
+        """
+        super().__init__(**base)
+        self.updates: Updates = Updates(
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
+        )
+        self.beta, self.clip, self.reference, self.reduce = beta, clip, reference, reduce
+        self.judges = [self.judge, *(Judge(each, self.policy.model.meters) for each in criteria)]
+
+    @property
+    def queries(self) -> int:
+        return self.updates.images * len(self.judges)
+
+    def plan(self) -> dict[str, int]:
+        each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
+        policy = {"policy": (self.updates.images * self.policy.sampler.steps + 6 * self.updates.trained_rows) * each}
+        compared = self.updates.images * int(self.policy.trained_steps.sum()) * each
+        return policy | ({anchor: compared} if self.reference == "initial" else {})
+
+    def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
+        each = self.updates.images_per_prompt
+        start = self.policy.model.prior(draws.each("start", range(len(prompts) // each))).repeat_interleave(each, 0)
+        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))), start)
+        scores = torch.stack([self.score(rollout, prompts, judge) for judge in self.judges], 1)  # [B,criteria]
+        if self.reference == "initial":
+            rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
+        win, lose, decided = ranked(scores, each)
+        self.collected = {"reward": scores[:, 0].mean().item(), "decided": decided.float().mean().item()}
+        return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
+
+    def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:
+        win, lose = (  # [N] log p_theta / p_ref of the steps taken
+            per_unit(self.policy.log_ratio(each, "image"), self.policy.dimensions, self.reduce) for each in (batch.win, batch.lose)
+        )
+        loss = (batch.weight * preference(win, lose, self.beta, self.clip)).mean()
+        return loss, preference_metrics(win, lose, batch.weight, self.clip)
+
+    def idle(self, batch: Pair) -> bool:
+        return not bool(batch.weight.any())

@@ -1,0 +1,67 @@
+"""PSO, online: pairwise sample optimisation of a few-step model (2410.03190): its preference loss on the sampler's own steps."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from alignbench.methods.base import Method, Metrics
+from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
+from alignbench.ranges import Count, Decay, Positive
+from alignbench.rng import Draws
+from alignbench.schedule import Minibatches, Updates
+from alignbench.tables import Pair
+
+
+class PSO(Method):
+    """Images of one prompt start from independent noise; all sampled steps that have a likelihood are trained: all but the last."""
+
+    def __init__(
+        self,
+        *,
+        images: Count,
+        images_per_prompt: Count,
+        batch: Count,
+        inner_epochs: Count,
+        beta: Positive,
+        clip: Decay | None,
+        ties: Literal["first_wins", "masked"],
+        reduce: Reduce,
+        **base: Any,
+    ):
+        """batch: pairs an optimiser step, of all pairs of a prompt's images; beta and clip are in the unit of `reduce`; clip: of the ratio
+        to the distilled model (null: none); ties: as in the released code, or left out of the mean.
+        """
+        super().__init__(**base)
+        self.updates: Updates = Updates(
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
+        )
+        self.beta, self.clip, self.ties, self.reduce = beta, clip, ties, reduce
+
+    def plan(self) -> dict[str, int]:
+        each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
+        return {
+            "policy": (self.updates.images * self.policy.sampler.steps + 6 * self.updates.trained_rows) * each,
+            anchor: self.updates.images * int(self.policy.trained_steps.sum()) * each,
+        }
+
+    def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
+        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
+        scores = self.score(rollout, prompts)
+        rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
+        win, lose, decided = ranked(scores[:, None], self.updates.images_per_prompt)
+        self.collected = {"reward": scores.mean().item(), "decided": decided.float().mean().item()}
+        if self.ties == "first_wins":
+            decided = torch.ones_like(decided)
+        return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
+
+    def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:
+        win, lose = (  # [N] log p_theta / p_ref of the steps taken
+            per_unit(self.policy.log_ratio(each, "image"), self.policy.dimensions, self.reduce) for each in (batch.win, batch.lose)
+        )
+        loss = (batch.weight * preference(win, lose, self.beta, self.clip)).mean()
+        return loss, preference_metrics(win, lose, batch.weight, self.clip)
+
+    def idle(self, batch: Pair) -> bool:
+        return not bool(batch.weight.any())

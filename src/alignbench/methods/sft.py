@@ -1,0 +1,77 @@
+"""SFT: the usual diffusion loss on given pictures, or on the reference's own best samples; the papers' first baseline."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignbench.datasets.pictures import Pictures
+from alignbench.methods.base import Method, Metrics
+from alignbench.ranges import Count, Fraction
+from alignbench.rng import Draws, normal
+from alignbench.schedule import Draw, Steps
+from alignbench.tables import Noised
+
+
+class SFT(Method):
+    """eps regression at uniform times; some prompts are dropped, which keeps the unconditional branch that guidance needs."""
+
+    def __init__(
+        self,
+        *,
+        images: Count,
+        images_per_prompt: Count,
+        batch: Count,
+        steps: Count,
+        drop_prompt: Fraction,
+        pictures: Pictures | None,
+        **base: Any,
+    ):
+        """pictures: where images come from; null: each epoch `images` samples of the reference, of which each prompt's best by the reward
+        is kept. batch, steps: rows an optimiser step and optimiser steps an epoch.
+        """
+        super().__init__(**base)
+        self.updates: Steps = Steps(images, images_per_prompt, batch, steps, self.micro_batch, self.processes)
+        self.drop_prompt, self.pictures = drop_prompt, pictures
+
+    @property
+    def queries(self) -> int:
+        return self.updates.images if self.pictures is None else 0
+
+    def plan(self) -> dict[str, int]:
+        sampler, updates, anchor = self.policy.sampler, self.updates, self.policy.reference.who or "reference"
+        sampled = {anchor: updates.images * sampler.steps * sampler.evaluations} if self.pictures is None else {}
+        return {"policy": 3 * updates.batch * updates.count} | sampled
+
+    def collect(self, prompts: list[str], draws: Draws) -> Draw:
+        model, steps = self.policy.model, self.updates
+        if self.pictures is not None:
+            images, texts = self.pictures.draw(steps.images, draws.one("pictures"))
+            if tuple(images.shape[2:]) != tuple(model.decode(model.prior([draws.one("size")])).shape[2:]):
+                raise ValueError(f"pictures of {images.shape[3]}x{images.shape[2]} pixels do not fit the model; set method.pictures.size")
+            with torch.no_grad():
+                x0 = torch.cat([model.latents(part.to(model.device)) for part in images.split(self.policy.chunk)])
+            self.collected = {}
+        else:
+            rollout = self.policy.reference.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
+            reward = self.score(rollout, prompts)
+            best = reward.reshape(-1, steps.images_per_prompt).argmax(1)
+            best = best + torch.arange(0, len(reward), steps.images_per_prompt, device=reward.device)
+            x0, texts = rollout.x[best, -1], [prompts[row] for row in best.tolist()]
+            self.collected = {"reward": reward[best].mean().item()}
+
+        def rows(step: int, part: Tensor) -> Noised:
+            own = draws.each("noise", (step * steps.batch + part).tolist())
+            image = torch.randint(len(x0), (steps.batch,), generator=draws.each("images", [step])[0])[part]
+            t = torch.stack([torch.randint(len(model.alpha_bar) - 1, (), generator=each) for each in own]).to(x0.device)
+            dropped = [torch.rand((), generator=each).item() < self.drop_prompt for each in own]
+            cond = model.encode(["" if gone else texts[i] for i, gone in zip(image.tolist(), dropped, strict=True)])
+            return Noised(x0[image.to(x0.device)], normal(model.shape, own, like=x0), t, cond, torch.ones(len(t), device=x0.device))
+
+        return self.updates.of(rows)
+
+    def loss(self, batch: Noised) -> tuple[Tensor, Metrics]:
+        model = self.policy.model
+        alpha, sigma = model.alpha_sigma(batch.t)
+        error = (model.eps(alpha * batch.x0 + sigma * batch.eps, batch.t, batch.cond, "policy") - batch.eps).square().mean()
+        return error, {"eps_error": error.detach()}

@@ -1,0 +1,39 @@
+"""Which part of a job this process does, and everybody's results put together again. One process: all of it, and nothing to gather."""
+
+from dataclasses import fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from alignbench.tables import Table
+
+T = TypeVar("T", bound=Table)
+
+
+def world() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    return distributed.get_rank() if world() > 1 else 0
+
+
+def mine(count: int) -> list[int]:
+    """The indices below `count` that this process takes: equally many everywhere, the last repeated where they do not divide."""
+    each = -(-count // world())
+    return [min(index, count - 1) for index in range(rank() * each, (rank() + 1) * each)]
+
+
+def gathered(part: Tensor, count: int) -> Tensor:
+    """The processes' parts in the order of `mine`: [count,...], on every process."""
+    if world() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(world())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)[:count]
+
+
+def gathered_table(part: T, count: int) -> T:
+    """`gathered`, column by column."""
+    return type(part)(**{f.name: gathered(getattr(part, f.name), count) for f in fields(part)})

@@ -1,0 +1,115 @@
+"""Packs a finished run's generator as a distilled model with its card: `python -m alignbench.students RUN FOLDER`."""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from alignbench.datasets.base import spread
+from alignbench.experiment import Experiment
+from alignbench.models.stable_diffusion import StableDiffusion
+from alignbench.policy import Policy
+from alignbench.report.record import read_result
+from alignbench.rng import generator
+from alignbench.samplers.ddim import DDIM
+from alignbench.worlds.scenes import Reading, correct
+
+TEACHER = {"steps": 20, "eta": 0.0, "guidance": 3.0}  # as on the sandbox's own card
+IMAGES = 504
+
+
+class Readings(nn.Module):
+    """What the exact judge measures on an image, as features of a distance between sets of images; no Inception weights can be shipped."""
+
+    num_features = 20  # torchmetrics asks for it
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = Reading.of(images)
+        return torch.cat([seen.paper, seen.ink, seen.offset / 6, seen.overlap.flatten(1)], 1)
+
+
+@torch.no_grad()
+def images_of(policy: Policy, prompts: list[str], purpose: str) -> Tensor:
+    return policy.images(policy.rollout(prompts, "image", [generator(0, purpose, 0, row) for row in range(len(prompts))]))
+
+
+def distances(real: Tensor, made: Tensor) -> tuple[float, float]:
+    """Frechet distance and KID (mean over 50 subsets of 100) between two sets of images, on the judge's readings."""
+    torch.manual_seed(0)  # KID draws its subsets
+    frechet = FrechetInceptionDistance(feature=Readings(), normalize=True)
+    kernel = KernelInceptionDistance(feature=Readings(), subsets=50, subset_size=100, normalize=True)
+    for metric in (frechet, kernel):
+        metric.update(real, real=True)
+        metric.update(made, real=False)
+    return frechet.compute().item(), kernel.compute()[0].item()
+
+
+def figures(student: Policy, prompts: list[str]) -> list[tuple[str, float, float, float]]:
+    """Rows of the card: who, share of images with all five attributes right, Frechet distance and KID to the teacher's images."""
+    teacher = Policy(student.model, DDIM(**TEACHER), None, student.chunk)  # type: ignore[arg-type]
+    real = images_of(teacher, prompts, "teacher")
+    rows = []
+    for who, policy in {
+        "student": student,
+        "the same sampler on the teacher's weights": Policy(student.model, student.sampler, None, student.chunk),
+        "teacher, other noise": teacher,
+    }.items():
+        made = images_of(policy, prompts, "student")
+        rows.append((who, correct(made, prompts).all(1).float().mean().item(), *distances(real, made)))
+    return rows
+
+
+def card(result: dict[str, Any], rows: list[tuple[str, float, float, float]], digest: str) -> str:
+    table = "\n".join(f"| {who} | {right:.3f} | {frechet:.4f} | {kernel:.5f} |" for who, right, frechet, kernel in rows)
+    sampler = result["sampler"]
+    return f"""---
+license: apache-2.0
+---
+# alignbench sandbox, distilled: {sampler["name"]}, {sampler["steps"]} step{"s" * (sampler["steps"] > 1)}
+
+The UNet of a generator that alignbench trained from its sandbox model, in half precision; text encoder, VAE and scheduler are the
+sandbox's. Made by
+
+```
+{result["command"]}
+python -m alignbench.students <that run's folder> <this folder>
+```
+
+On {IMAGES} test prompts (combinations of shape and colour that training never showed). *right*: share of images in which the exact judge
+finds all five attributes. Frechet distance and KID are to the teacher's images (guidance {TEACHER["guidance"]:g}, {TEACHER["steps"]} DDIM
+steps), on the judge's 20 readings an image rather than on Inception's features: compare them with each other only.
+
+| | right | Frechet | KID |
+|---|---|---|---|
+{table}
+
+| file | sha256 |
+|---|---|
+| `diffusion_pytorch_model.safetensors` | `{digest}` |
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m alignbench.students", description="Pack a finished run's generator as a student.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    experiment = Experiment.finished(options.run)
+    student = experiment.method.evaluated
+    network: Any = cast(StableDiffusion, experiment.model).copies[str(student.who)]
+    network.half().float()  # the figures are of what is shipped
+    picked = [experiment.prompts.test[index] for index in spread(experiment.prompts.test, min(IMAGES, len(experiment.prompts.test)))]
+    rows = figures(student, picked)
+    network.half().save_pretrained(options.folder)
+    digest = hashlib.sha256((options.folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    (options.folder / "README.md").write_text(card(read_result(options.run), rows, digest), encoding="utf-8")
+    print((options.folder / "README.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
