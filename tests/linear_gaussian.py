@@ -52,11 +52,12 @@ class Law:
     kl: Tensor  # sum over the steps of E[KL(step || reference's step)], per element, at states that are held fixed
 
 
-def law(world: GaussianWorld, steps: int, theta: Tensor) -> Law:
+def law(world: GaussianWorld, steps: int, theta: Tensor, charged: bool = False) -> Law:
     """x_0 under DDIM(eta=1) with denoiser x0' = (1 + gain) x0_exact + shift, theta = (gain, shift): each step is x -> A x + B + std z.
 
     Differentiable. The KL is too, but only through the steps' means: the states at which it is taken are detached, as in a method that adds
-    the step KL at sampled states to its loss and charges none of it to the earlier steps.
+    the step KL at sampled states to its loss and charges none of it to the earlier steps. charged: they are not, as where the KL is part of
+    the reward and earlier steps pay for the states that they lead to.
     """
     times = world.times(steps)
     mean, variance, kl = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -65,7 +66,7 @@ def law(world: GaussianWorld, steps: int, theta: Tensor) -> Law:
         std2 = (1 - there) / (1 - here) * (1 - here / there)
         a, b = _affine(world, here, there, std2, theta)
         a_ref, b_ref = _affine(world, here, there, std2, torch.zeros(2, dtype=torch.float64))
-        m, v = mean.detach(), variance.detach()
+        m, v = (mean, variance) if charged else (mean.detach(), variance.detach())
         kl = kl + (((a - a_ref) * m + b - b_ref).square() + (a - a_ref).square() * v) / (2 * std2)
         mean, variance = a * mean + b, a**2 * variance + std2
     return Law(mean, variance, kl)
@@ -85,12 +86,21 @@ def expected(found: Law, reward: Quadratic, pixels: int) -> Tensor:
     return -pixels * ((found.mean - reward.target).square() + found.variance) / (2 * reward.width)
 
 
-def fixed_point(world: GaussianWorld, steps: int, reward: Quadratic, pixels: int, kl: float) -> Tensor:
-    """theta where the mean of the estimator (policy gradient of E[r], minus kl times the gradient of the step KLs) vanishes: Newton."""
+def tilted(mean: float, variance: float, reward: Quadratic, beta: float) -> tuple[float, float]:
+    """Mean and variance of each element under N(mean, variance) exp(reward / beta)."""
+    precision = 1 / variance + 1 / (beta * reward.width)
+    return (mean / variance + reward.target / (beta * reward.width)) / precision, 1 / precision
+
+
+def fixed_point(world: GaussianWorld, steps: int, reward: Quadratic, pixels: int, kl: float, charged: bool = False) -> Tensor:
+    """theta where the mean of the estimator (policy gradient of E[r], minus kl times the gradient of the step KLs) vanishes: Newton.
+
+    charged: the KL is part of the reward, as in `law`.
+    """
 
     def field(theta: Tensor) -> Tensor:
         theta = theta.detach().requires_grad_(True)
-        found = law(world, steps, theta)
+        found = law(world, steps, theta, charged)
         (gradient,) = torch.autograd.grad(expected(found, reward, pixels) - kl * pixels * found.kl, theta)
         return gradient
 

@@ -8,6 +8,7 @@ import pytest
 
 from alignbench.__main__ import VERBS
 from alignbench.compose import compose, sweep
+from alignbench.config import choices, conf_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +26,7 @@ def test_the_three_line_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command: str) -> None:
-    words = shlex.split(command.removeprefix("python -m "))[1:]
+    words = shlex.split(command.removeprefix("python -m ").replace("<run>", "run"))[1:]
     flags = {word for word in words if word.startswith("-")}
     overrides = [word for word in words if word not in flags]
     if overrides and "=" not in overrides[0]:
@@ -35,6 +36,16 @@ def test_every_command_is_one(command: str) -> None:
             compose(job)
     else:
         assert flags == {"--help"}
+
+
+@pytest.mark.parametrize("command", re.findall(r"`(method=[^`]*)`", README))
+def test_every_row_of_the_methods_table_composes(command: str) -> None:
+    compose(shlex.split(command.replace("<labels>", "labels")))
+
+
+def test_every_method_is_in_the_table() -> None:
+    missing = [name for name in choices("method", conf_folder()) if not re.search(rf"\b{name}\b", README)]
+    assert not missing
 
 
 def test_the_readme_has_commands() -> None:

@@ -98,9 +98,9 @@ class TrainerLimits:
     """Lightning's arguments that are checked more closely than Lightning annotates them."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-    devices: Literal[1]  # an epoch's rollouts are not divided between processes yet
+    devices: Count  # processes, each with a device: they share rollouts, scoring and updates
     strategy: Text
-    num_nodes: Literal[1]
+    num_nodes: Count
     precision: Literal["32-true", "bf16-mixed"]  # log-probabilities are fp32 in both
     gradient_clip_val: Positive | None
 

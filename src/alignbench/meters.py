@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from alignbench import ranks
+
 
 class Meters:
     """Reward queries and network evaluations of training; what runs inside `paused()` (evaluation, the plan's probe) counts nothing.
 
     A reward query is one image newly shown to the judge. A network evaluation is one sample through one denoiser, by role; a guided one
-    counts 2, and its backward pass twice as much again.
+    counts 2, and its backward pass twice as much again. Processes that share a run do equal parts, so each counts for all.
     """
 
     def __init__(self) -> None:
@@ -19,11 +21,11 @@ class Meters:
 
     def query(self, images: int) -> None:
         if not self._paused:
-            self.reward_queries += images
+            self.reward_queries += images * ranks.world()
 
     def evaluate(self, role: str, samples: int, backward: bool) -> None:
         if not self._paused:
-            self.network_evaluations[role] += samples * (3 if backward else 1)
+            self.network_evaluations[role] += samples * (3 if backward else 1) * ranks.world()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -63,7 +63,10 @@ class Policy(nn.Module):
         parts = []
         for start in range(0, len(mine), self.chunk):
             rows = mine[start : start + self.chunk]
-            own = [generators[row] for row in rows]
+            own = [  # a row repeated to fill this process's share must not draw from its own generator twice
+                generators[row].clone_state() if start + i > 0 and mine[start + i - 1] == row else generators[row]
+                for i, row in enumerate(rows)
+            ]
             x_T = self.model.prior(own) if x is None else x[rows]
             parts.append(self._rollout(cond[start : start + self.chunk], over, own, x_T))
         return ranks.gathered_table(Rollout.cat(parts), len(prompts))

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from alignbench import __version__
 from alignbench.checkpoint import AtomicCheckpointIO, Damaged, newest
 from alignbench.compose import RESULTS_VERSION, Composed
 from alignbench.config import MissingAsset, arguments
 from alignbench.evaluation.callbacks import BudgetStop, History, Progress, Row, Saver
-from alignbench.evaluation.evaluate import compare
+from alignbench.evaluation.evaluate import Scored, compare
 from alignbench.experiment import Experiment, made
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
@@ -27,7 +28,8 @@ from alignbench.signals import armed
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes that share a run, one speaks and writes
+        print(line, file=sys.stderr, flush=True)
 
 
 def execute(composed: Composed) -> int:
@@ -52,14 +54,18 @@ def execute(composed: Composed) -> int:
         trainer = trainer_of(experiment, composed, history)
         experiment.attach(trainer)
         say(f"{composed.folder}\n{experiment.plan()}")
-        record.open(composed.identity)
+        if trainer.is_global_zero:
+            record.open(composed.identity)
         built = time.time()
         if config["epochs"]:
             fit(experiment, trainer, composed)
         else:
             record.metrics([])  # a method without training has no history
         fitted = time.time()
-        finish(experiment, composed, record, history.rows)
+        scored = evaluate(experiment)
+        if not trainer.is_global_zero:
+            return 0
+        finish(experiment, composed, record, history.rows, scored)
         record.timing(
             {
                 "device": device_name(experiment.model.device),
@@ -81,8 +87,12 @@ def device_name(device: torch.device) -> str:
 
 def trainer_of(experiment: Experiment, composed: Composed, history: History) -> Trainer:
     config = experiment.config
+    settings = arguments("trainer", config["trainer"])
+    if settings["devices"] * settings.get("num_nodes", 1) > 1 and settings.get("strategy", "auto") == "auto":
+        taking_turns = len(experiment.method.configure_optimizers().param_groups) > 1  # one network's turn leaves the others no gradient
+        settings["strategy"] = "ddp_find_unused_parameters_true" if taking_turns else "ddp"
     trainer: Trainer = made(
-        arguments("trainer", config["trainer"]),
+        settings,
         accumulate_grad_batches=experiment.method.updates.accumulate,
         callbacks=[
             BudgetStop(experiment.model.meters, **config["budget"]),  # before the history, which validates where training ends
@@ -116,13 +126,16 @@ def fit(experiment: Experiment, trainer: Trainer, composed: Composed) -> None:
     experiment.attach(trainer)  # fit leaves the weights on the CPU
 
 
-def finish(experiment: Experiment, composed: Composed, record: Record, history: list[Row]) -> None:
-    """Evaluate reference and policy on the test prompts, and write everything that is compared; the page last."""
-    config, options = experiment.config, experiment.config["eval"]
+def evaluate(experiment: Experiment) -> dict[str, Scored]:
+    """Reference and policy on the test prompts; every process takes part."""
     say("evaluating reference and policy on test prompts")
-    policy = experiment.method.evaluated
-    sides = {"reference": experiment.policy.reference, "policy": policy}
-    scored = {who: experiment.scored("test", options["prompts"], policy) for who, policy in sides.items()}
+    sides = {"reference": experiment.policy.reference, "policy": experiment.method.evaluated}
+    return {who: experiment.scored("test", experiment.config["eval"]["prompts"], policy) for who, policy in sides.items()}
+
+
+def finish(experiment: Experiment, composed: Composed, record: Record, history: list[Row], scored: dict[str, Scored]) -> None:
+    """Write everything that is compared; the page last."""
+    config, options, policy = experiment.config, experiment.config["eval"], experiment.method.evaluated
     pictured = {row["prompt_id"] for row in scored["policy"].rows[: options["grid"] * options["images"]]}
     rows = []
     for who, side in scored.items():

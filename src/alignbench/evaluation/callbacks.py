@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from alignbench import ranks
 from alignbench.meters import Meters
 from alignbench.signals import arm
 
@@ -44,7 +45,8 @@ class History(Callback):
     def _add(self, split: str, epoch: int, values: dict[str, float]) -> None:
         spent = {"reward_queries": self.meters.reward_queries, "network_evaluations": self.meters.network_evaluations.total()}
         self.rows.append({"epoch": epoch, "split": split, **spent, **values})
-        self.write(self.rows)
+        if ranks.rank() == 0:
+            self.write(self.rows)
 
     def latest(self, split: str) -> Row | None:
         return next((row for row in reversed(self.rows) if row["split"] == split), None)
@@ -90,7 +92,8 @@ class BudgetStop(Callback):
             "network_evaluations": self.meters.network_evaluations.total(),
             "device_seconds": time.monotonic() - self.started,
         }
-        if any(limit is not None and spent[name] >= limit for name, limit in self.limits.items()):
+        reached = any(limit is not None and spent[name] >= limit for name, limit in self.limits.items())
+        if trainer.strategy.reduce_boolean_decision(reached, all=False):  # clocks differ: all processes stop together
             trainer.should_stop = True
 
 

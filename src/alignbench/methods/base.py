@@ -43,6 +43,7 @@ class Method(LightningModule, ABC):
         self.micro_batch, self.processes = micro_batch, processes
         self.strict_loading = False  # a checkpoint holds what is trained; the frozen base is the model's own files
         self.collected: dict[str, float] = {}
+        self._signal = False  # whether any batch of the update so far had one
 
     @abstractmethod
     def collect(self, prompts: list[str], draws: Draws) -> Batches:
@@ -95,8 +96,16 @@ class Method(LightningModule, ABC):
     def training_step(self, batch: Any, index: int) -> Tensor | None:
         loss, metrics = self.loss(batch)
         # logged for idle batches too: Lightning repeats what it was last told, and a resumed run was told nothing
-        self.log_dict({"loss": loss.detach(), **metrics}, on_step=False, on_epoch=True, batch_size=len(batch))
-        return None if self.idle(batch) else loss
+        self.log_dict({"loss": loss.detach(), **metrics}, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=ranks.world() > 1)
+        idle = self.idle(batch)
+        self._signal |= not idle
+        return None if idle and self.processes == 1 else loss  # Lightning refuses None from one process of several; its gradient is 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Where no process found a signal in any part of an update, its gradient of 0 is taken away, as for one process."""
+        if self.processes > 1 and not self.trainer.strategy.reduce_boolean_decision(self._signal, all=False):
+            optimizer.zero_grad()
+        self._signal = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.policy.trainable().values())

@@ -55,7 +55,7 @@ class DIStar(Method):
         turns: Count,
         critic_turns: Count,
         divergence: Divergence,
-        huber: NonNegative,
+        huber: Positive,
         normalise: Literal["none", "sid"],
         guidance: NonNegative,
         placement: Literal["inside", "outside"],
@@ -105,14 +105,14 @@ class DIStar(Method):
 
     def plan(self) -> dict[str, int]:
         generator, steps = self.policy.sampler.evaluations, self.policy.sampler.steps
-        made, rows = self.updates.batch * self.turns, self.updates.batch
+        made = self.updates.batch * self.turns
         earlier = (self.critic_turns + 1) * made * (steps - 1) * generator
-        guided = (2 if self.guidance != 1 else 1) + (self.placement == "outside" and self.guidance != 1)
+        guided = 1 if self.guidance == 1 else 2
         through = 1 if self.divergence == "kl" else 3  # a forward pass, or one that the gradient flows through
         return {
             "policy": earlier + (self.critic_turns + 3) * made * generator,
             "critic": self.critic_turns * made * 3 + made * through,
-            "reference": rows * self.turns * guided * through,
+            "reference": made * (guided * through if self.placement == "inside" else through + guided - 1),
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -169,14 +169,16 @@ class DIStar(Method):
                     critic = model.x0(x_t, t, cond, "critic")
                     reference = model.x0(x_t, t, cond, None, inside)
                 value = score_divergence(self.divergence, critic, reference, x0, self.huber)
+                guided = reference.detach()
                 if self.placement == "outside" and self.guidance != 1:
                     with torch.no_grad():
                         away = reference - model.x0(x_t, t, model.encode([""]).expand_as(cond), None)  # s(c) - s(empty)
                     one = torch.ones_like(alpha)
                     scale = {"kl": one, "l2": sigma.square() / 2, "pseudo_huber": alpha}[self.divergence]  # one w(t) for both terms
-                    value = value - (self.guidance - 1) * (scale * away.detach() * x0).flatten(1).sum(1)
+                    value = value - (self.guidance - 1) * (scale * away * x0).flatten(1).sum(1)
+                    guided = guided + (self.guidance - 1) * away
                 if self.normalise == "sid":
-                    value = value / (x0 - reference).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
+                    value = value / (x0.detach() - guided).abs().flatten(1).mean(1).clamp(min=1e-5)
                 loss = per_unit(value, self.policy.dimensions, self.reduce).mean()
                 metrics = {"score_gap": (critic - reference).detach().flatten(1).norm(dim=1).mean()}
                 if self.reward_weight > 0:

@@ -107,8 +107,9 @@ class KLRLHF(Method):
             case "batch_mean":
                 advantage = standardise(reward)
         self.remembered = [*self.remembered, (rollout, advantage)][-self.replay :]
-        rollouts, advantages = zip(*self.remembered, strict=True)
-        buffer, credit = Rollout.cat(list(rollouts)), torch.cat(advantages)
+        device = rollout.x.device  # a resumed run's memory comes from a file
+        buffer = Rollout.cat([past.to(device) for past, _ in self.remembered])
+        credit = torch.cat([past.to(device) for _, past in self.remembered])
         value_passes = self.updates.passes - self.inner_epochs
 
         def rows(turn: int, image: Tensor, k: Tensor, update: Tensor) -> Transition:
