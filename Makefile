@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser prove check format lock wheel clean
+.PHONY: help setup demo test test-slow test-browser prove compare check format lock wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 # nothing is downloaded at run time, and an attempt is an error; torch on one thread is the fastest for models this small
-demo test test-slow test-browser prove: export HF_HUB_OFFLINE := 1
+demo test test-slow test-browser prove compare: export HF_HUB_OFFLINE := 1
 test test-slow test-browser prove: export OMP_NUM_THREADS ?= 1
 
 demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 2 minutes
@@ -52,6 +52,9 @@ test-browser: $(STAMP)  ## the tests that open a page in a browser (skipped wher
 
 prove: $(STAMP)  ## every method against its closed form, a table of exact and reached, at most 2 minutes on 1 core
 	@$(BIN)/python tests/proofs.py
+
+compare: $(STAMP)  ## every method on the sandbox, three seeds: a table and pictures, at most 45 minutes on 2 cores
+	@$(BIN)/python experiments/sandbox_methods/compare.py $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, spelling
 	@$(BIN)/ruff check

@@ -108,8 +108,8 @@ KL_RLHF = (
     | {"reward_weight": 10.0, "kl": 0.3, "clip": 0.05, "variant": "exact", "baseline": "none", "value_epochs": 1}
     | {"value_width": 8, "value_lr": 0.01, "replay": 1},
 )
-D3PO_ = (D3PO, ddim, TRAJECTORIES | {"batch": 3, "beta": 2.0, "clip": None, "reference": "initial", "criteria": []})
-PSO_ = (PSO, few_step, TRAJECTORIES | {"images": 16, "batch": 4, "beta": 5.0, "clip": 0.1, "ties": "masked"})
+D3PO_ = (D3PO, ddim, TRAJECTORIES | {"batch": 3, "beta": 2.0, "clip": None, "reference": "initial", "criteria": [], "margin": 0.0})
+PSO_ = (PSO, few_step, TRAJECTORIES | {"images": 16, "batch": 4, "beta": 5.0, "clip": 0.1, "ties": "masked", "margin": 0.0})
 DI_STAR = (
     DIStar,
     one_step,
@@ -145,7 +145,7 @@ ZOO: dict[str, Entry] = {
     "d3po_moving": variant(D3PO_, reference="moving", inner_epochs=2),
     "d3po_criteria": variant(D3PO_, criteria=[Brightness()]),
     "pso": PSO_,
-    "pso_first_wins": variant(PSO_, ties="first_wins", clip=None),
+    "pso_second_wins": variant(PSO_, ties="second_wins", clip=None),
     "di_star": DI_STAR,
     "di_star_kl": variant(DI_STAR, divergence="kl", critic_turns=3),
     "di_star_l2": variant(DI_STAR, divergence="l2", normalise="sid"),

@@ -41,7 +41,8 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
     items = [{"prompt": "a small red circle at the left on a blue background", "images": pair} for pair in names]
     (folder / "items.json").write_text(json.dumps({"format": 1, "run": "x", "groups": items}))
     (folder / "preferences.jsonl").write_text("".join(json.dumps({"group": group, "best": 1}) + "\n" for group in range(groups)))
-    save_file({"x": torch.zeros(2 * groups, *shape)}, folder / "rollouts.safetensors")
+    sampler = json.dumps({"steps": shape[0] - 1, "eta": 1.0, "guidance": 3.0})
+    save_file({"x": torch.zeros(2 * groups, *shape)}, folder / "rollouts.safetensors", {"sampler": sampler})
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)

@@ -42,7 +42,7 @@ PAIRED = [name for name in ZOO if name.startswith(("d3po", "pso"))]
 RATIOS = [name for name in ZOO if name.startswith(("ddpo", "pxpo", "kl_rlhf", "d3po", "pso"))]
 DETACHED = ("di_star_kl", "diff_instruct", "di_star_outside", "di_star_outside_kl", "di_star_outside_l2", "di_star_few_step")  # as meant
 SLOPES = [name for name in ZOO if name not in DETACHED]
-TIED = [name for name in PAIRED if name != "pso_first_wins"]
+TIED = [name for name in PAIRED if name != "pso_second_wins"]
 
 
 class Coarse(Hill):
@@ -144,8 +144,8 @@ def test_an_epoch_of_ties_moves_no_weight(name: str, tmp_path: Path) -> None:
     assert same(before, weights(method))
 
 
-def test_released_pso_lets_the_first_of_two_equal_images_win() -> None:
-    method = made("pso_first_wins", reward=Flat())
+def test_released_pso_lets_the_second_of_two_equal_images_win() -> None:
+    method = made("pso_second_wins", reward=Flat())
     assert all(batch.weight.eq(1).all() for batch in epoch(method))
 
 

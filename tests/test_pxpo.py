@@ -131,5 +131,6 @@ def test_a_reward_without_a_map_is_refused_by_name(policy: Policy) -> None:
     with pytest.raises(ValueError, match="reward=linear has not; reward=colour has"):
         PXPO(
             policy=policy, judge=Judge(Linear(1.0), policy.model.meters), optimizer=torch.optim.AdamW, micro_batch=1, processes=1, images=4,
-            batch=4, images_per_prompt=1, inner_epochs=1, form="score_function", clip=0.1, normalise="none", advantage_clip=5.0, reduce="mean",
+            batch=4, images_per_prompt=1, inner_epochs=1, form="score_function", clip=0.1, normalise="none", advantage_clip=5.0,
+            reduce="mean",
         )  # fmt: skip

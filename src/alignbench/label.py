@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from alignbench.config import ConfigError, MissingAsset
@@ -61,12 +62,14 @@ def sample(run: Path, folder: Path, groups: int, images: int, seed: int) -> None
     named = [[f"{group}-{k}.png" for k in range(images)] for group in range(groups)]
     for name, picture in zip((name for group in named for name in group), pictures, strict=True):
         Image.fromarray(picture).save(folder / "images" / name)
-    save_file({"x": rollout.x.cpu().contiguous()}, folder / "rollouts.safetensors")
-    file = folder / "preferences.jsonl"
+    sampler = json.dumps(vars(policy.sampler), sort_keys=True)
+    save_file({"x": rollout.x.cpu().contiguous()}, folder / "rollouts.safetensors", {"sampler": sampler})
+    file, words = folder / "preferences.jsonl", shlex.split(result["command"])[3:]
+    same = " ".join(word for word in words if re.match(r"model\b|sampler\b|guidance=", word) and not word.startswith("model="))
     items = {
         "format": 1,
         "run": run.resolve().name,
         "groups": [{"prompt": prompts[group * images], "images": names} for group, names in enumerate(named)],
-        "next_step": f"python -m alignbench method=d3po_human model={result['choices']['model']} method.path={file}",
+        "next_step": f"python -m alignbench method=d3po_human model={result['choices']['model']} method.path={file} {same}".strip(),
     }
     write_atomically(folder / "items.json", json.dumps(items, indent=1).encode())

@@ -97,16 +97,19 @@ def score_divergence(divergence: Divergence, critic: Tensor, reference: Tensor, 
     return -(u * (critic - x0).flatten(1)).sum(1)
 
 
-def ranked(scores: Tensor, each: int) -> tuple[Tensor, Tensor, Tensor]:
+def ranked(scores: Tensor, each: int, margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs of a prompt's `each` images, of scores [B,criteria]: winners [P], losers [P] as rows, and which pairs are decided [P].
 
-    A winner is no worse by any criterion and better by one (D3PO's code); a pair without one is not decided, and stands in row order.
+    A winner is no worse by any criterion and better by one (D3PO's code), by more than `margin`; a pair without a winner is not decided,
+    and stands in row order.
     """
     first, second = torch.triu_indices(each, each, 1, device=scores.device)
     start = torch.arange(0, len(scores), each, device=scores.device)[:, None]
     first, second = (start + first).flatten(), (start + second).flatten()
-    ahead, behind = (scores[first] >= scores[second]).all(1), (scores[second] >= scores[first]).all(1)
-    return torch.where(behind & ~ahead, second, first), torch.where(behind & ~ahead, first, second), ahead ^ behind
+    gap = scores[first] - scores[second]
+    ahead = (gap >= 0).all(1) & (gap > margin).any(1)
+    behind = (gap <= 0).all(1) & (gap < -margin).any(1)
+    return torch.where(behind, second, first), torch.where(behind, first, second), ahead | behind
 
 
 def reward_weights(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
-from alignbench.ranges import Count, Decay, Positive
+from alignbench.ranges import Count, Decay, NonNegative, Positive
 from alignbench.rewards.base import Reward
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
@@ -30,18 +30,19 @@ class D3PO(Method):
         clip: Decay | None,
         reference: Literal["initial", "moving"],
         criteria: list[Reward],
+        margin: NonNegative,
         reduce: Reduce,
         **base: Any,
     ):
         """batch: pairs an optimiser step, of all pairs of a prompt's images; beta and clip are in the unit of `reduce`; clip: of the ratio
         to the reference (null: none); reference: where training starts, or the policy that made the epoch's images; criteria: more
-        rewards: a winner is no worse by any, the reward included, and better by one.
+        rewards: a winner is no worse by any, the reward included, and better by one; margin: two images closer than that by all are a tie.
         """
         super().__init__(**base)
         self.updates: Updates = Updates(
             images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
         )
-        self.beta, self.clip, self.reference, self.reduce = beta, clip, reference, reduce
+        self.beta, self.clip, self.reference, self.margin, self.reduce = beta, clip, reference, margin, reduce
         self.judges = [self.judge, *(Judge(each, self.policy.model.meters) for each in criteria)]
 
     @property
@@ -61,7 +62,7 @@ class D3PO(Method):
         scores = torch.stack([self.score(rollout, prompts, judge) for judge in self.judges], 1)  # [B,criteria]
         if self.reference == "initial":
             rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
-        win, lose, decided = ranked(scores, each)
+        win, lose, decided = ranked(scores, each, self.margin)
         self.collected = {"reward": scores[:, 0].mean().item(), "decided": decided.float().mean().item()}
         return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
 

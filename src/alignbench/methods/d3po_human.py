@@ -1,5 +1,6 @@
 """D3PO from a person's choices (2311.13231, section 5): DPO on the steps of images labelled with `alignbench label`."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ class D3POHuman(Method):
         folder = Path(path).parent
         if not Path(path).is_file() or not (folder / "rollouts.safetensors").is_file():
             raise MissingAsset(f"method.path={path}: no labels there; `alignbench label <run folder>` makes them")
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        items, self.x = read_items(folder), load_file(folder / "rollouts.safetensors")["x"]
+        items = read_items(folder)
+        with safe_open(folder / "rollouts.safetensors", "pt") as file:
+            self.x, sampler = file.get_tensor("x"), json.loads(file.metadata()["sampler"])
+        if wrong := [f"{key}={value}" for key, value in sampler.items() if vars(self.policy.sampler).get(key) != value]:
+            raise ValueError(f"method.path={path}: labelled images were sampled with {', '.join(wrong)}; set sampler and guidance so")
         self.prompts = [group.prompt for group in items.groups for _ in group.images]
         shape = (len(self.prompts), self.policy.sampler.steps + 1, *self.policy.model.shape)
         if tuple(self.x.shape) != shape:

@@ -58,8 +58,9 @@ class KLRLHF(Method):
         **base: Any,
     ):
         """reward_weight: alpha; kl: beta, of the steps' KL; clip: of the ratio; the last two in the unit of `reduce`. variant: exact, PPO's
-        bound and the closed-form KL; released, a hard clamp and the mean square of the guided eps difference. baseline: what is
-        subtracted from rewards; value: a network, trained `value_epochs` passes before the policy. replay: epochs of trajectories to draw
+        bound and the closed-form KL; released, a hard clamp and the mean square of the guided eps difference. baseline:
+        group_mean and batch_mean subtract a mean and divide by the std of all rewards; value subtracts a network's guess, trained
+        `value_epochs` passes before the policy. replay: epochs of trajectories to draw
         updates from.
         """
         super().__init__(**base)

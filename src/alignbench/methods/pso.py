@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
-from alignbench.ranges import Count, Decay, Positive
+from alignbench.ranges import Count, Decay, NonNegative, Positive
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
 from alignbench.tables import Pair
@@ -26,18 +26,19 @@ class PSO(Method):
         inner_epochs: Count,
         beta: Positive,
         clip: Decay | None,
-        ties: Literal["first_wins", "masked"],
+        ties: Literal["second_wins", "masked"],
+        margin: NonNegative,
         reduce: Reduce,
         **base: Any,
     ):
         """batch: pairs an optimiser step, of all pairs of a prompt's images; beta and clip are in the unit of `reduce`; clip: of the ratio
-        to the distilled model (null: none); ties: as in the released code, or left out of the mean.
+        to the distilled model (null: none); ties: as in the released code, or left out of the mean; margin: rewards closer than that tie.
         """
         super().__init__(**base)
         self.updates: Updates = Updates(
             images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
         )
-        self.beta, self.clip, self.ties, self.reduce = beta, clip, ties, reduce
+        self.beta, self.clip, self.ties, self.margin, self.reduce = beta, clip, ties, margin, reduce
 
     def plan(self) -> dict[str, int]:
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
@@ -50,10 +51,10 @@ class PSO(Method):
         rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
         scores = self.score(rollout, prompts)
         rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
-        win, lose, decided = ranked(scores[:, None], self.updates.images_per_prompt)
+        win, lose, decided = ranked(scores[:, None], self.updates.images_per_prompt, self.margin)
         self.collected = {"reward": scores.mean().item(), "decided": decided.float().mean().item()}
-        if self.ties == "first_wins":
-            decided = torch.ones_like(decided)
+        if self.ties == "second_wins":
+            win, lose, decided = torch.where(decided, win, lose), torch.where(decided, lose, win), torch.ones_like(decided)
         return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
 
     def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:

@@ -58,7 +58,7 @@ class PSOOffline(Method):
     def plan(self) -> dict[str, int]:
         sampler, rows, anchor = self.policy.sampler, self.updates.batch * self.updates.count, self.policy.reference.who or "reference"
         compared = 2 * rows if self.form == "preference" else 0
-        return {"policy": 6 * rows, anchor: self.updates.images * sampler.steps * sampler.evaluations + compared}
+        return {"policy": 6 * rows * sampler.evaluations, anchor: (self.updates.images * sampler.steps + compared) * sampler.evaluations}
 
     def collect(self, prompts: list[str], draws: Draws) -> Draw:
         model, sampler, steps = self.policy.model, self.policy.sampler, self.updates

@@ -29,7 +29,7 @@ class RWR(Method):
         **base: Any,
     ):
         """images: collected an epoch; batch, steps: rows an optimiser step and optimiser steps an epoch. dense: weights softmax(inverse
-        temperature x reward) over a prompt's images, times their number; sparse: 1 above a prompt's percentile, else 0.
+        temperature x reward) over a prompt's images, times their number; sparse: 1 at or above a prompt's percentile, else 0.
         """
         super().__init__(**base)
         self.updates: Steps = Steps(images, images_per_prompt, batch, steps, self.micro_batch, self.processes)
