@@ -65,3 +65,18 @@ def test_guidance_extrapolates_between_the_two_branches() -> None:
     assert model.eps(x, t, cond, None, guidance=3.0).flatten(1)[:, 0].tolist() == [9.0, 15.0]  # 0 + 3 * (length - 0)
     assert model.eps(x, t, cond, None, guidance=None).flatten(1)[:, 0].tolist() == [3.0, 5.0]
     assert model.meters.network_evaluations["reference"] == 2 * 2 + 2  # guided counts 2
+
+
+def test_the_last_steps_can_be_deterministic(world: GaussianWorld) -> None:
+    """They are DDIM's eta = 0 steps: no likelihood, not trained; the others are unchanged."""
+    noisy, mixed, still = (
+        DDIM(steps=5, eta=1.0, guidance=1.0),
+        DDIM(steps=5, eta=1.0, guidance=1.0, deterministic=2),
+        DDIM(steps=5, eta=0.0, guidance=1.0),
+    )
+    assert mixed.stochastic(world).tolist() == [True, True, True, False, False]
+    x = torch.randn(5, 1, 2, 2, generator=generator(0, "x"), dtype=torch.float64)
+    steps = [each.step(world, x, torch.arange(5), world.encode([""] * 5), None) for each in (noisy, mixed, still)]
+    for k, same in enumerate((0, 0, 0, 2, 2)):
+        assert torch.equal(steps[1].mean[k], steps[same].mean[k])
+        assert torch.equal(steps[1].std[k], steps[same].std[k])

@@ -5,14 +5,17 @@ from torch import Tensor
 
 from alignbench.gaussian import Gaussian
 from alignbench.models.base import Diffusion, Who
-from alignbench.ranges import Count, Fraction, NonNegative
+from alignbench.ranges import Count, Fraction, Index, NonNegative
 
 
 class DDIM:
     """`steps` steps on the model's own time grid; guidance is the same in rollout, update and evaluation."""
 
-    def __init__(self, *, steps: Count, eta: Fraction, guidance: NonNegative):
-        self.steps, self.eta, self.guidance = steps, eta, guidance
+    def __init__(self, *, steps: Count, eta: Fraction, guidance: NonNegative, deterministic: Index = 0):
+        """deterministic: how many of the last steps are taken with eta 0. They have no likelihood and are not trained: where a coarse grid
+        jumps to a small t, the step's std is so small that its log-ratio drowns those of all other steps.
+        """
+        self.steps, self.eta, self.guidance, self.deterministic = steps, eta, guidance, deterministic
         self.evaluations = 1 if guidance == 1 else 2
 
     def _schedule(self, model: Diffusion, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -20,7 +23,8 @@ class DDIM:
         times = model.times(self.steps).to(k.device)
         alpha_bar = model.alpha_bar.to(k.device)
         here, there = alpha_bar[times[k]], alpha_bar[times[k + 1]]
-        std = self.eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).clamp(min=0).sqrt()  # equation 16
+        eta = self.eta * (k < self.steps - self.deterministic)
+        std = eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).clamp(min=0).sqrt()  # equation 16
         here, there, std = (value[:, None, None, None] for value in (here, there, std))
         return times[k], here, there, std
 
