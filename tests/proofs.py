@@ -301,6 +301,7 @@ class Pairs:
             "inner_epochs": 1,
             "beta": BETA,
             "clip": None,
+            "margin": 0.0,
             "reduce": "sum",
             **common(policy, self.reward, 0.05),
         }
