@@ -18,6 +18,7 @@ from alignbench.report.label_page import Server
 pytestmark = pytest.mark.browser
 expect: Any = pytest.importorskip("playwright.sync_api").expect
 sync_playwright: Any = pytest.importorskip("playwright.sync_api").sync_playwright
+expect.set_options(timeout=30_000)  # each choice is synced to a disk that other tests may be using
 
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\"> & \"quotes\""
