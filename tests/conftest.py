@@ -73,4 +73,4 @@ def world() -> GaussianWorld:
 
 @pytest.fixture
 def policy(world: GaussianWorld) -> Policy:
-    return Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0), "policy", chunk=64)
+    return Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=64)

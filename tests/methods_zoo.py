@@ -82,7 +82,7 @@ class Brightness(Hill):
 
 
 def ddim(guidance: float = 2.0) -> DDIM:
-    return DDIM(steps=4, eta=1.0, guidance=guidance)
+    return DDIM(steps=4, eta=1.0, guidance=guidance, deterministic=0)
 
 
 def few_step() -> FewStep:

@@ -168,7 +168,7 @@ def policy_gradients() -> list[Row]:
     of_data = Law(torch.tensor(data_mean), torch.tensor(data_variance), start.kl)
     rows = same_gradient(beta)
     for name, exact in (("kl_rlhf", in_loss), ("ddpo, KL in the reward", in_reward)):
-        policy = Policy(a_world(), DDIM(steps=steps, eta=1.0, guidance=1.0), "policy", chunk=4096)
+        policy = Policy(a_world(), DDIM(steps=steps, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=4096)
         if name == "kl_rlhf":
             centred = Centred(target, 1.0, expected(exact, reward, pixels).item())
             method: DDPO | KLRLHF = kl_rlhf(policy, centred, images, 2 * beta, reward_weight=2.0)
@@ -196,7 +196,7 @@ def same_gradient(beta: float) -> list[Row]:
     for make in (ddpo, partial(kl_rlhf, reward_weight=1.0)):
         model = a_world()
         model.copies["policy"]["shift"].data.fill_(0.3)
-        policy = Policy(model, DDIM(steps=6, eta=1.0, guidance=1.0), "policy", chunk=4096)
+        policy = Policy(model, DDIM(steps=6, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=4096)
         method = make(policy, Quadratic(1.5, 1.0), 64, beta)
         (batch,) = method.collect([""] * 64, Quick(0, 0))
         found.append(gradient(method.loss(batch)[0], model))
@@ -210,7 +210,7 @@ def one_step_chain(model: GaussianWorld) -> tuple[DDIM, float]:
     """A chain of one step that is wide enough to learn from, and its std. The tilt of its Gaussian by a linear reward is a shift."""
     model.copies["policy"]["gain"].requires_grad_(False)
     model.times = lambda steps: torch.tensor([999, 400])  # type: ignore[method-assign]
-    sampler = DDIM(steps=1, eta=1.0, guidance=1.0)
+    sampler = DDIM(steps=1, eta=1.0, guidance=1.0, deterministic=0)
     x = torch.zeros(1, *model.shape, dtype=torch.float64)
     return sampler, sampler.step(model, x, torch.zeros(1, dtype=torch.long), model.encode([""]), None).std.item()
 
@@ -261,7 +261,7 @@ def log_odds() -> list[Row]:
         pairs = Pairs(name, shared=True)
         first, second, likely = pairs.first, pairs.second, pairs.likely
         coin = torch.rand(PAIRS, generator=Quick(0, 0).one("labels"), dtype=torch.float64) < likely
-        win, lose, _ = ranked(pairs.reward(pairs.images, [])[:, None], 2)
+        win, lose, _ = ranked(pairs.reward(pairs.images, [])[:, None], 2, 0.0)
         for labels, tolerance, found in (
             ("expected", 1e-6, pairs.learn([(first, second, likely), (second, first, 1 - likely)])),
             ("drawn", 0.06, pairs.learn([(torch.where(coin, first, second), torch.where(coin, second, first), one)])),

@@ -58,7 +58,7 @@ def train(method: DDPO, epochs: int, rate: float) -> torch.Tensor:
 def test_reaches_the_fixed_point_of_its_own_estimator(world: GaussianWorld) -> None:
     """The score-function form follows the same path to the last bit: its gradient is that of the surrogate (below)."""
     steps, reward, kl = 3, Quadratic(target=1.5, width=1.0), 0.003
-    policy = Policy(world, DDIM(steps=steps, eta=1.0, guidance=1.0), "policy", chunk=4096)
+    policy = Policy(world, DDIM(steps=steps, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=4096)
     start, goal = law(world, steps, torch.zeros(2, dtype=torch.float64)), law(world, steps, fixed_point(world, steps, reward, 4, kl))
     without_kl = law(world, steps, fixed_point(world, steps, reward, 4, kl / 3))
     found = law(world, steps, train(a_method(policy, reward, images=2048, batch=2048, kl=kl), epochs=250, rate=0.05))
@@ -75,7 +75,7 @@ def test_one_step_with_kl_reaches_the_tilted_reference() -> None:
     model.grow("policy", FULL)
     model.copies["policy"]["gain"].requires_grad_(False)  # the tilt of a Gaussian by a linear reward is a shift
     model.times = lambda steps: torch.tensor([999, 400])  # type: ignore[method-assign]  # a step wide enough to learn from
-    sampler = DDIM(steps=1, eta=1.0, guidance=1.0)
+    sampler = DDIM(steps=1, eta=1.0, guidance=1.0, deterministic=0)
     policy = Policy(model, sampler, "policy", chunk=4096)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     reference = sampler.step(model, x, torch.zeros(1, dtype=torch.long), model.encode([""]), None)
@@ -195,7 +195,7 @@ def test_an_update_sees_whole_trajectories_of_its_images_once(policy: Policy) ->
 def test_the_plan_is_what_the_meters_count() -> None:
     model = GaussianWorld(shape=(1, 2, 2), mean=0.5, std=0.7).double()
     model.grow("policy", FULL)
-    policy = Policy(model, DDIM(steps=4, eta=1.0, guidance=3.0), "policy", chunk=7)
+    policy = Policy(model, DDIM(steps=4, eta=1.0, guidance=3.0, deterministic=0), "policy", chunk=7)
     method = a_method(policy, Quadratic(1.0, 1.0), inner_epochs=2, batch=32, kl=0.1, micro_batch=16)
     for batch in method.collect([""] * 64, Draws(0, 0)):
         method.loss(batch)[0].backward()

@@ -137,7 +137,7 @@ def test_how_much_goes_through_at_once_changes_no_image(tmp_path: Path) -> None:
 
 
 def test_the_lora_of_a_run_gives_its_pictures_in_plain_diffusers(tmp_path: Path) -> None:
-    """The policy's pictures in the run folder, pixel for pixel, from the pipeline folder, the exported LoRA and the evaluation's noise."""
+    """The policy's pictures in the run folder, level for level, from the pipeline folder, the exported LoRA and the evaluation's noise."""
     arguments = [
         "adapter=lora",
         "eval=quick",
@@ -163,7 +163,9 @@ def test_the_lora_of_a_run_gives_its_pictures_in_plain_diffusers(tmp_path: Path)
         images[who] = pipe(prompts, num_inference_steps=3, guidance_scale=3.0, eta=1.0, generator=noise, output_type="np").images
         for row, image in zip(rows, images[who], strict=True):
             picture = np.asarray(Image.open(folder / "samples" / row["image"]))
-            assert np.array_equal(picture, (image * 255).round().astype(np.uint8))
+            apart = np.abs(picture - (image * 255).round())  # the adapter is merged there: a value may round to the next level
+            assert apart.max() <= 1
+            assert apart.mean() < 0.01
     assert np.abs(images["reference"] - images["policy"]).max() > 0.01
 
 

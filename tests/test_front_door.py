@@ -303,9 +303,8 @@ def test_auto_follows_the_model_and_the_user_wins() -> None:
 
 
 def test_impossible_pairs_name_the_possible_ones(conf: Path) -> None:
-    write(
-        conf / "sampler" / "leap.yaml", "# one step\n_target_: alignbench.samplers.ddim.DDIM\nsteps: 1\neta: 0.0\nguidance: ${guidance}\n"
-    )
+    numbers = "steps: 1\neta: 0.0\nguidance: ${guidance}\ndeterministic: 0\n"
+    write(conf / "sampler" / "leap.yaml", f"# one step\n_target_: alignbench.samplers.ddim.DDIM\n{numbers}")
     with pytest.raises(ConfigError, match=r"sampler=leap .*model=sandbox has other samplers; choose ddim, or leave it auto"):
         compose(["sampler=leap"], conf)
     method = (conf / "method" / "ddpo.yaml").read_text()
@@ -319,6 +318,14 @@ def test_impossible_pairs_name_the_possible_ones(conf: Path) -> None:
     assert (composed.choices["sampler"], composed.config["adapter"], composed.config["guidance"]) == ("leap", "lora", 0)
     with pytest.raises(ConfigError, match=r"choose model=leaper\|sandbox_four_step or method="):
         compose(["method=jump"], conf)
+
+
+def test_only_what_does_not_train_has_no_epochs() -> None:
+    assert compose(["method=reference"]).config["epochs"] == 0
+    with pytest.raises(ConfigError, match=r"epochs=0: method=reference does not train; take it out"):
+        compose(["method=reference", "epochs=0"])
+    with pytest.raises(ConfigError, match=r"epochs .*0 is no value for it; method=ddpo trains"):
+        compose(["method=ddpo", "epochs=0"])
 
 
 def test_recipe_then_experiment_then_user(conf: Path) -> None:

@@ -157,9 +157,9 @@ def test_swapping_a_pair_and_its_label_changes_nothing() -> None:
         torch.testing.assert_close(one - other, -2.0 * (win.clamp(low, high) - lose.clamp(low, high)))  # log s(x) - log s(-x) = x
     scores = torch.randint(4, (24, 2), generator=generator(0, "scores"))
     swap = torch.arange(24) ^ 1  # the two images of a prompt change places
-    for found in (ranked(scores, 2), ranked(scores[swap], 2)):
+    for found in (ranked(scores, 2, 0.0), ranked(scores[swap], 2, 0.0)):
         assert found[2].any() and not found[2].all()
-    (win, lose, decided), (win_, lose_, decided_) = ranked(scores, 2), ranked(scores[swap], 2)
+    (win, lose, decided), (win_, lose_, decided_) = ranked(scores, 2, 0.0), ranked(scores[swap], 2, 0.0)
     assert torch.equal(decided, decided_)
     assert torch.equal(win[decided], swap[win_[decided]]) and torch.equal(lose[decided], swap[lose_[decided]])
 
@@ -173,7 +173,7 @@ def test_ranked_is_what_a_loop_over_pairs_finds(each: int, criteria: int) -> Non
         for a, b in itertools.combinations(range(start, start + each), 2):
             better = [(scores[i] >= scores[j]).all() and (scores[i] > scores[j]).any() for i, j in ((a, b), (b, a))]
             expected.append((b, a, True) if better[1] else (a, b, bool(better[0])))
-    win, lose, decided = ranked(scores, each)
+    win, lose, decided = ranked(scores, each, 0.0)
     assert list(zip(win.tolist(), lose.tolist(), decided.tolist(), strict=True)) == expected
     assert {True, False} <= set(decided.tolist())
 

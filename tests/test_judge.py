@@ -89,7 +89,7 @@ def made(script: Callable[[Tensor, int], Any], advantage: str = "per_prompt", fo
     """DDPO with AdamW and a weight decay that shows, on a copy whose weights are not 0, or decay could not move them."""
     torch.manual_seed(0)
     world = GaussianWorld(shape=(1, 2, 2), mean=0.5, std=0.7)
-    policy = Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0), "policy", chunk=64)
+    policy = Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=64)
     world.grow("policy", FULL)
     for parameter in world.trainable("policy").values():
         parameter.data.fill_(0.1)

@@ -98,7 +98,7 @@ def test_the_map_is_pooled_to_the_latent_by_its_mean() -> None:
     model.grow("policy", FULL)
     decode = model.decode
     model.decode = lambda x: decode(x).repeat_interleave(2, -1).repeat_interleave(2, -2)  # type: ignore[method-assign]
-    policy = Policy(model, DDIM(steps=2, eta=1.0, guidance=1.0), "policy", chunk=64)
+    policy = Policy(model, DDIM(steps=2, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=64)
     weights = torch.tensor([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 2.0]])
     method = a_pixel_method(policy, weights)
     (batch,) = method.collect(["a"] * 64, Draws(0, 0))
@@ -115,7 +115,14 @@ def test_normalisations() -> None:
     torch.testing.assert_close(pixel.mean(0), torch.zeros(2, 3), rtol=0, atol=1e-6)
     torch.testing.assert_close(prompt[::2], normalised(sites[::2], ["a"] * 3, "batch"))
     assert torch.equal(normalised(sites, prompts, "none"), sites)
-    for how in ("batch", "per_pixel", "per_prompt"):
+    group, group_mean = (normalised(sites, prompts, how) for how in ("group", "group_mean"))
+    torch.testing.assert_close(group[::2].std(0, correction=0), torch.ones(2, 3), rtol=0, atol=1e-4)  # each site's own scale
+    assert group_mean.std(correction=0).item() == pytest.approx(1, abs=1e-4)  # one scale for all sites
+    constant = sites.index_fill(2, torch.tensor([1]), 1 / 3)
+    for each, how in ((group, "group"), (group_mean, "group_mean")):
+        torch.testing.assert_close(each[::2].mean(0), torch.zeros(2, 3), rtol=0, atol=1e-6)
+        assert not normalised(constant, prompts, how)[:, :, 1].any()
+    for how in ("batch", "per_pixel", "per_prompt", "group", "group_mean"):
         assert not normalised(torch.full((4, 2, 2), 1 / 3), ["a"] * 4, how).any()
 
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from alignbench.rewards.base import Reward
+from alignbench.rewards.brightness import Brightness, LightLeft, LightRight
 from alignbench.rewards.colour import Colour
 from alignbench.rewards.exact_judge import ExactJudge
 from alignbench.rewards.jpeg import JpegCompressibility, JpegIncompressibility
@@ -14,7 +15,16 @@ from alignbench.rewards.scene_judge import SceneJudge
 from alignbench.rng import generator
 from alignbench.worlds.scenes import COLOURS, Scene, all_scenes, draw
 
-REWARDS = [SceneJudge(), ExactJudge(), Colour(width=0.35), JpegCompressibility(), JpegIncompressibility()]
+REWARDS = [
+    SceneJudge(),
+    ExactJudge(),
+    Colour(width=0.35),
+    JpegCompressibility(),
+    JpegIncompressibility(),
+    Brightness(),
+    LightLeft(),
+    LightRight(),
+]
 SCENES = all_scenes("train")[::500]
 PROMPTS = [scene.caption for scene in SCENES]
 
@@ -57,6 +67,18 @@ def test_the_scene_judge_pays_for_each_attribute() -> None:
             other = [Scene(**{**scene.__dict__, **wrong}).caption]
             assert SceneJudge()(image[None], other) < SceneJudge()(image[None], [scene.caption]) - 0.03
             assert not ExactJudge()(image[None], other).any()
+
+
+def test_light_has_a_place_that_no_change_of_the_whole_image_earns() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=generator(0, "lit"))
+    left, right = LightLeft(), LightRight()
+    torch.testing.assert_close(left(image + 0.25, [""]), left(image, [""]))
+    torch.testing.assert_close(right(image.flip(3), [""]), left(image, [""]))
+    assert left.map(image, [""])[:, :, :16].all()
+    assert not left.map(image, [""])[:, :, 16:].any()
+    lit = torch.zeros(1, 3, 32, 32)
+    lit[..., :8] = 1
+    assert (left(lit, [""]).item(), right(lit, [""]).item()) == (0.5, 0.0)
 
 
 def test_the_scene_judge_rises_on_the_way_to_the_right_colour() -> None:

@@ -11,7 +11,7 @@ from alignbench.samplers.ddim import DDIM
 
 def test_eta_one_is_the_ddpm_posterior(world: GaussianWorld) -> None:
     """Ho et al. 2020, equations 6 and 7, generalised to a coarser grid: beta = 1 - alpha_bar_t / alpha_bar_s."""
-    sampler, steps = DDIM(steps=7, eta=1.0, guidance=1.0), 7
+    sampler, steps = DDIM(steps=7, eta=1.0, guidance=1.0, deterministic=0), 7
     times = world.times(steps)
     for index in range(steps):
         x = torch.randn(3, *world.shape, generator=generator(index, "x"), dtype=torch.float64)
@@ -36,7 +36,9 @@ def test_steps_equal_diffusers(eta: float, world: GaussianWorld) -> None:
     world.times = lambda _: grid  # type: ignore[method-assign]
     x = torch.randn(2, *world.shape, generator=generator(0, "x"), dtype=torch.float64)
     for index, t in enumerate(scheduler.timesteps):
-        step = DDIM(steps=steps, eta=eta, guidance=1.0).step(world, x, torch.full((2,), index), world.encode(["a", "b"]), None)
+        step = DDIM(steps=steps, eta=eta, guidance=1.0, deterministic=0).step(
+            world, x, torch.full((2,), index), world.encode(["a", "b"]), None
+        )
         noise = torch.randn(x.shape, generator=generator(index, "noise"), dtype=torch.float64)
         eps = world.eps(x, t.expand(2), world.encode(["a", "b"]), None)
         theirs = scheduler.step(eps, t, x, eta=eta, variance_noise=noise).prev_sample
@@ -45,8 +47,8 @@ def test_steps_equal_diffusers(eta: float, world: GaussianWorld) -> None:
 
 
 def test_only_steps_with_noise_have_a_likelihood(world: GaussianWorld) -> None:
-    assert DDIM(steps=5, eta=1.0, guidance=1.0).stochastic(world).all()
-    assert not DDIM(steps=5, eta=0.0, guidance=1.0).stochastic(world).any()
+    assert DDIM(steps=5, eta=1.0, guidance=1.0, deterministic=0).stochastic(world).all()
+    assert not DDIM(steps=5, eta=0.0, guidance=1.0, deterministic=0).stochastic(world).any()
 
 
 def test_guidance_extrapolates_between_the_two_branches() -> None:
@@ -70,9 +72,9 @@ def test_guidance_extrapolates_between_the_two_branches() -> None:
 def test_the_last_steps_can_be_deterministic(world: GaussianWorld) -> None:
     """They are DDIM's eta = 0 steps: no likelihood, not trained; the others are unchanged."""
     noisy, mixed, still = (
-        DDIM(steps=5, eta=1.0, guidance=1.0),
+        DDIM(steps=5, eta=1.0, guidance=1.0, deterministic=0),
         DDIM(steps=5, eta=1.0, guidance=1.0, deterministic=2),
-        DDIM(steps=5, eta=0.0, guidance=1.0),
+        DDIM(steps=5, eta=0.0, guidance=1.0, deterministic=0),
     )
     assert mixed.stochastic(world).tolist() == [True, True, True, False, False]
     x = torch.randn(5, 1, 2, 2, generator=generator(0, "x"), dtype=torch.float64)

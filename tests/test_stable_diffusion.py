@@ -86,7 +86,7 @@ def test_frozen_lets_gradients_through_but_not_in() -> None:
 def test_a_deterministic_rollout_is_the_pipelines_own_image() -> None:
     model, pipe = a_model(), pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    policy = Policy(model, DDIM(steps=6, eta=0.0, guidance=3.0), None, chunk=8)
+    policy = Policy(model, DDIM(steps=6, eta=0.0, guidance=3.0, deterministic=0), None, chunk=8)
     x = torch.randn(2, *model.shape, generator=generator(0, "x"))
     ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
     theirs = pipe(PROMPTS, num_inference_steps=6, guidance_scale=3.0, latents=x, output_type="pt").images
@@ -109,7 +109,7 @@ def test_images_do_not_depend_on_the_batch_they_are_made_in() -> None:
     prompts, draws = PROMPTS * 3, Draws(0, 0)
     images = []
     for chunk in (6, 2):
-        policy = Policy(model, DDIM(steps=3, eta=1.0, guidance=3.0), None, chunk=chunk)
+        policy = Policy(model, DDIM(steps=3, eta=1.0, guidance=3.0, deterministic=0), None, chunk=chunk)
         images.append(policy.images(policy.rollout(prompts, "image", draws.each("r", range(6)))))
     torch.testing.assert_close(*images, rtol=0, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_images_do_not_depend_on_the_batch_they_are_made_in() -> None:
 def test_the_first_log_ratio_is_zero_where_rows_mix_steps(spec: Spec, bf16: bool, worst: float, average: float) -> None:
     """The rollout's log-probabilities against ones computed anew in minibatches of another shape, means over the latent's dimensions."""
     model, images, steps = a_model(spec, perturb=True), 4, 3
-    policy = Policy(model, DDIM(steps=steps, eta=1.0, guidance=3.0), "policy", chunk=images)
+    policy = Policy(model, DDIM(steps=steps, eta=1.0, guidance=3.0, deterministic=0), "policy", chunk=images)
 
     def gaps(in_bf16: bool) -> torch.Tensor:
         found = []
@@ -140,7 +140,7 @@ def test_the_first_log_ratio_is_zero_where_rows_mix_steps(spec: Spec, bf16: bool
 
 def test_an_exported_lora_reproduces_the_images_in_plain_diffusers(tmp_path: Path) -> None:
     model = a_model(LORA, perturb=True)
-    policy = Policy(model, DDIM(steps=5, eta=0.0, guidance=3.0), "policy", chunk=8)
+    policy = Policy(model, DDIM(steps=5, eta=0.0, guidance=3.0, deterministic=0), "policy", chunk=8)
     x = torch.randn(2, *model.shape, generator=generator(0, "x"))
     ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
     model.export("policy", tmp_path, LORA)

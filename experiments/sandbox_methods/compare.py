@@ -115,20 +115,20 @@ def table(rows: list[Row], halves: list[str]) -> str:
 
 def local(rows: list[Row]) -> list[str]:
     """Where the gain of a reward on the left half is: left gain less right gain, and that difference between the two methods."""
-    lines = ["| trained on the left half's brightness | left gain | right gain | left less right | signs |", "|---|---|---|---|---|"]
+    lines = ["| trained on the left half's light | left gain | right gain | left less right | signs |", "|---|---|---|---|---|"]
     leans = []
     for row in rows:
         seeds = range(len(row.seeds))
         gain = {}
         for side in ("left", "right"):
-            name = f"brightness_{side}"
+            name = f"light_{side}"
             gain[side] = [np.subtract(row.values("policy", name, s), row.values("reference", name, s)) for s in seeds]
         lean = [a - b for a, b in zip(gain["left"], gain["right"], strict=True)]
         groups = [p for s in seeds for p in row.prompts(s)]
         flat = np.concatenate(lean)
         leans.append((flat, groups, [each.mean() for each in lean]))
         signs = "".join("+" if each.mean() > 0 else "-" for each in lean)
-        left, right = shown(row.change("brightness_left")), shown(row.change("brightness_right"))
+        left, right = shown(row.change("light_left")), shown(row.change("light_right"))
         lines.append(f"| {row.name} | {left} | {right} | {shown(interval(list(0 * flat), list(flat), groups))} | {signs} |")
     (first, groups, one), (second, _, two) = leans
     signs = "".join("+" if b > a else "-" for a, b in zip(one, two, strict=True))

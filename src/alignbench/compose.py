@@ -51,7 +51,7 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     if swept := next((each for each in parsed if each.is_sweep_override()), None):
         raise ConfigError(f"{swept.key_or_group}: several values make a sweep; add -m, or quote the value if it is one word with a comma")
     try:
-        chosen, config = _resolve(parsed, conf)
+        chosen, track, config = _resolve(parsed, conf)
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         where = f"conf/{Path(at.name).relative_to(conf)}, line {at.line + 1}" if at and Path(at.name).is_relative_to(conf) else "conf"
@@ -60,7 +60,9 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
         raise ConfigError(f"{short(max(overrides, key=len, default=''))}: nested too deeply; write a plainer value") from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{_one_line(error)}; see `alignbench --help` for what can be set") from error
-    track, config = config.pop("track"), check(config, chosen, conf)
+    config = check(config, chosen, conf)
+    if not config["epochs"] and config["method"].get("trains", True):
+        raise ConfigError(f"epochs (conf/config.yaml): 0 is no value for it; method={chosen['method']} trains: set 1 or more")
     _fitting_reward(chosen, conf)
     identity = _identity(config)
     digest = _hash(identity)
@@ -151,7 +153,8 @@ def _allow_choice(group: str, choice: Any, conf: Path) -> None:
 # --- composition
 
 
-def _resolve(parsed: list[Override], conf: Path) -> tuple[dict[str, str], dict]:
+def _resolve(parsed: list[Override], conf: Path) -> tuple[dict[str, str], str, dict]:
+    """The choices, the track, and the config with every interpolation and `auto` replaced."""
     groups = [f"{each.key_or_group}={_raw(each)}" for each in parsed if each.key_or_group in GROUPS]
     values = [f"++{each.key_or_group}={_raw(each)}" for each in parsed if each.key_or_group not in GROUPS]
     chosen, config = _hydra(groups, conf)
@@ -177,7 +180,7 @@ def _resolve(parsed: list[Override], conf: Path) -> tuple[dict[str, str], dict]:
     for key in ("adapter", "guidance"):
         if config.get(key) == "auto":
             config[key] = facts[key]
-    return chosen, _plain(config, chosen, conf) | {"track": track}
+    return chosen, track, _plain(config, chosen, conf)
 
 
 def _fitting_reward(chosen: dict[str, str], conf: Path) -> None:

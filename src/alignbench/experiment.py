@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 
-from alignbench.checkpoint import AtomicCheckpointIO
+from alignbench.checkpoint import AtomicCheckpointIO, Damaged
 from alignbench.compose import compose
 from alignbench.config import MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread
@@ -87,7 +87,12 @@ class Experiment:
             path = folder / "checkpoints" / "last.ckpt"
             if not path.is_file():
                 raise MissingAsset(f"{path}: not there; `{result['command']}` makes the run again")
-            experiment.method.load_state_dict(AtomicCheckpointIO(composed.hash).load_checkpoint(path)["state_dict"], strict=False)
+            try:
+                checkpoint = AtomicCheckpointIO(composed.hash).load_checkpoint(path)
+            except Damaged as damage:
+                raise MissingAsset(str(damage)) from damage
+            experiment.method.load_state_dict(checkpoint["state_dict"], strict=False)
+        experiment.attach(made(arguments("trainer", composed.config["trainer"]), logger=False, enable_progress_bar=False))
         return experiment
 
     def attach(self, trainer: Trainer) -> None:

@@ -55,7 +55,7 @@ def sample(run: Path, folder: Path, groups: int, images: int, seed: int) -> None
     policy, draws = experiment.method.evaluated, Draws(seed, 0)
     prompts = draw(experiment.prompts.train, groups, images, draws.one("label/prompts"))
     start = policy.model.prior(draws.each("label/start", range(groups))).repeat_interleave(images, 0)
-    with policy.model.meters.paused():
+    with policy.model.meters.paused(), experiment.precision():
         rollout = policy.rollout(prompts, "image", draws.each("label", range(len(prompts))), start)
         pictures = (policy.images(rollout).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     (folder / "images").mkdir(parents=True, exist_ok=True)

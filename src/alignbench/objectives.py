@@ -97,7 +97,7 @@ def score_divergence(divergence: Divergence, critic: Tensor, reference: Tensor, 
     return -(u * (critic - x0).flatten(1)).sum(1)
 
 
-def ranked(scores: Tensor, each: int, margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def ranked(scores: Tensor, each: int, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs of a prompt's `each` images, of scores [B,criteria]: winners [P], losers [P] as rows, and which pairs are decided [P].
 
     A winner is no worse by any criterion and better by one (D3PO's code), by more than `margin`; a pair without a winner is not decided,

@@ -17,9 +17,9 @@ from alignbench.policy import Policy
 from alignbench.report.record import read_result
 from alignbench.rng import generator
 from alignbench.samplers.ddim import DDIM
+from alignbench.worlds.sandbox import GUIDANCE, STEPS
 from alignbench.worlds.scenes import Reading, correct
 
-TEACHER = {"steps": 20, "eta": 0.0, "guidance": 3.0}  # as on the sandbox's own card
 IMAGES = 504
 
 
@@ -51,7 +51,7 @@ def distances(real: Tensor, made: Tensor) -> tuple[float, float]:
 
 def figures(student: Policy, prompts: list[str]) -> list[tuple[str, float, float, float]]:
     """Rows of the card: who, share of images with all five attributes right, Frechet distance and KID to the teacher's images."""
-    teacher = Policy(student.model, DDIM(**TEACHER), None, student.chunk)  # type: ignore[arg-type]
+    teacher = Policy(student.model, DDIM(steps=STEPS, eta=0.0, guidance=GUIDANCE, deterministic=0), None, student.chunk)
     real = images_of(teacher, prompts, "teacher")
     rows = []
     for who, policy in {
@@ -81,7 +81,7 @@ python -m alignbench.students <that run's folder> <this folder>
 ```
 
 On {IMAGES} test prompts (combinations of shape and colour that training never showed). *right*: share of images in which the exact judge
-finds all five attributes. Frechet distance and KID are to the teacher's images (guidance {TEACHER["guidance"]:g}, {TEACHER["steps"]} DDIM
+finds all five attributes. Frechet distance and KID are to the teacher's images (guidance {GUIDANCE:g}, {STEPS} DDIM
 steps), on the judge's 20 readings an image rather than on Inception's features: compare them with each other only.
 
 | | right | Frechet | KID |

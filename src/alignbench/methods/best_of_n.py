@@ -1,4 +1,4 @@
-"""Best of n: no training; of n samples of the reference the one that the reward likes best."""
+"""Best of n: no training; of n samples of the reference the one that the reward likes best. n = 1 is the reference itself."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.policy import Over, Policy
-from alignbench.ranges import AtLeastTwo
+from alignbench.ranges import Count
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws, Generators
 from alignbench.schedule import Draw, Steps
@@ -26,6 +26,8 @@ class Best(Policy):
     def rollout(self, prompts: Sequence[str], over: Over, generators: Generators, x: Tensor | None = None) -> Rollout:
         texts = list(prompts)
         best = super().rollout(texts, over, generators, x)
+        if self.n == 1:
+            return best
         highest = self._scored(best, texts)
         for _ in range(self.n - 1):
             other = super().rollout(texts, over, generators, x)
@@ -49,9 +51,9 @@ class Best(Policy):
 
 
 class BestOfN(Method):
-    """What a reward is worth with the reference alone, at n times its cost."""
+    """The anchor rows of a table: the model as it is, and what a reward is worth with it alone, at n times its cost."""
 
-    def __init__(self, *, n: AtLeastTwo, **base: Any):
+    def __init__(self, *, n: Count, **base: Any):
         super().__init__(**base)
         self.n = n
         self.updates = Steps(0, 1, self.processes, 0, self.micro_batch, self.processes)
@@ -62,13 +64,13 @@ class BestOfN(Method):
 
     @property
     def optimises(self) -> bool:
-        return True
+        return self.n > 1
 
     def plan(self) -> dict[str, int]:
         return {}
 
     def collect(self, prompts: list[str], draws: Draws) -> Draw:
-        raise NotImplementedError("method=best_of_n does not train")
+        raise NotImplementedError("the best of n does not train")
 
     def loss(self, batch: Any) -> tuple[Tensor, Metrics]:
-        raise NotImplementedError("method=best_of_n does not train")
+        raise NotImplementedError("the best of n does not train")

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
-from alignbench.objectives import Reduce, clipped_surrogate, per_unit, score_function, standardise
+from alignbench.objectives import EPSILON, Reduce, clipped_surrogate, per_unit, score_function, standardise
 from alignbench.policy import summed
 from alignbench.ranges import Count, Positive
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
 from alignbench.tables import Transition
+
+Normalise = Literal["none", "batch", "per_pixel", "per_prompt", "group", "group_mean"]
 
 
 class PXPO(Method):
@@ -32,13 +34,14 @@ class PXPO(Method):
         inner_epochs: Count,
         form: Literal["score_function", "importance_sampled"],
         clip: Positive,
-        normalise: Literal["none", "batch", "per_pixel", "per_prompt"],
+        normalise: Normalise,
         advantage_clip: Positive,
         reduce: Reduce,
         **base: Any,
     ):
         """form: the paper's, or a ratio clipped at each site (ours); clip: of a site's ratio, its log-ratio reduced over the channels as in
-        `reduce`; normalise: over all sites of the batch, each site over the batch, or all sites of a prompt's images.
+        `reduce`; normalise: over all sites of the batch; each site over the batch; all sites of a prompt's images; each site over the
+        prompt's images, by its own std (group) or on one scale for all sites (group_mean).
         """
         super().__init__(**base)
         if not self.judge.reward.spatial:
@@ -84,8 +87,8 @@ class PXPO(Method):
         return not bool(batch.advantage.any())
 
 
-def normalised(sites: Tensor, prompts: list[str], how: Literal["none", "batch", "per_pixel", "per_prompt"]) -> Tensor:
-    """A map [B,h,w] standardised over all its sites, each site over the batch, or all sites of a prompt's images."""
+def normalised(sites: Tensor, prompts: list[str], how: Normalise) -> Tensor:
+    """A map [B,h,w] as an advantage of the same shape. A site that earns the same everywhere it is compared has none."""
     match how:
         case "none":
             return sites
@@ -93,9 +96,16 @@ def normalised(sites: Tensor, prompts: list[str], how: Literal["none", "batch", 
             return standardise(sites)
         case "per_pixel":
             return standardise(sites, over=(0,))
-        case "per_prompt":
-            result = torch.empty_like(sites)
+        case "per_prompt" | "group" | "group_mean":
+            result = torch.zeros_like(sites)
             for prompt in dict.fromkeys(prompts):
                 members = torch.tensor([each == prompt for each in prompts], device=sites.device)
-                result[members] = standardise(sites[members])
-            return result
+                own = sites[members]
+                match how:
+                    case "per_prompt":
+                        result[members] = standardise(own)
+                    case "group":
+                        result[members] = standardise(own, over=(0,))
+                    case "group_mean":
+                        result[members] = torch.where(own.amax(0) == own.amin(0), 0.0, own - own.mean(0))
+            return result / (result.std(correction=0) + EPSILON) if how == "group_mean" else result

@@ -1,4 +1,4 @@
-"""How bright pixels are, of the whole image or of one half: a map whose gains have a place, to see where a method's credit goes."""
+"""How bright pixels are, everywhere or by vertical strips: a map whose gains have a place, to see where a method's credit goes."""
 
 from typing import ClassVar
 
@@ -19,32 +19,36 @@ class Brightness(Reward):
     licence = "Apache-2.0"
     backbone = ""
     training_data = ""
-    columns: ClassVar[tuple[float, float]] = (0.0, 1.0)  # the part of the width that counts
+    strips: ClassVar[tuple[float, ...]] = (1.0,)  # what the image's equal vertical strips weigh
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
-        width = images.shape[3]
-        first, last = (round(part * width) for part in self.columns)
-        counted = torch.zeros(width, device=images.device, dtype=images.dtype)
-        counted[first:last] = width / (last - first)  # so that an image earns the mean of its map
-        return images.mean(1) * counted
+        weights = torch.tensor(self.strips, device=images.device, dtype=images.dtype)
+        weights = weights / weights.abs().mean()  # so that an image earns the mean of its map
+        return images.mean(1) * weights.repeat_interleave(images.shape[3] // len(weights))
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.map(images, prompts).flatten(1).mean(1)
 
 
-class BrightnessLeft(Brightness):
-    """Of the left half alone: the map is 0 in the right half."""
+class LightLeft(Brightness):
+    """The left half lit from its edge: the outer quarter of the image bright, the inner one dark, and the map is 0 in the right half.
 
-    name = "brightness_left"
+    What changes the whole image alike earns nothing here, so that a gain has a place.
+    """
+
+    name = "light_left"
     differentiable = True
     spatial = True
-    columns = (0.0, 0.5)
+    range = (-0.5, 0.5)
+    unit = "-0.5 to 0.5"
+    strips = (1.0, -1.0, 0.0, 0.0)
 
 
-class BrightnessRight(Brightness):
-    """Of the right half alone: the map is 0 in the left half."""
+class LightRight(LightLeft):
+    """The mirror image of `LightLeft`."""
 
-    name = "brightness_right"
+    name = "light_right"
     differentiable = True
     spatial = True
-    columns = (0.5, 1.0)
+    range = (-0.5, 0.5)
+    strips = (0.0, 0.0, -1.0, 1.0)

@@ -7,7 +7,7 @@ from torch import Tensor
 from alignbench.config import MissingAsset, located
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
-from alignbench.worlds.preference import PreferenceNet
+from alignbench.worlds.preference_net import PreferenceNet
 from alignbench.worlds.scenes import PIXELS
 
 

@@ -11,7 +11,7 @@ from alignbench.ranges import Count, Fraction, Index, NonNegative
 class DDIM:
     """`steps` steps on the model's own time grid; guidance is the same in rollout, update and evaluation."""
 
-    def __init__(self, *, steps: Count, eta: Fraction, guidance: NonNegative, deterministic: Index = 0):
+    def __init__(self, *, steps: Count, eta: Fraction, guidance: NonNegative, deterministic: Index):
         """deterministic: how many of the last steps are taken with eta 0. They have no likelihood and are not trained: where a coarse grid
         jumps to a small t, the step's std is so small that its log-ratio drowns those of all other steps.
         """
