@@ -1,6 +1,7 @@
 """What the tests share: small worlds, and no network."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,8 +26,10 @@ LORA = Spec("lora", 4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
 MODELS = choices("model", conf_folder())
 METHODS = {"multi_step": "ddpo", "few_step": "pso", "one_step": "di_star"}
 MORE = {
-    "d3po_human": ["method.path=labels/preferences.jsonl"],
-    "d3po_human@sandbox": ["method.path=labels/preferences.jsonl"],
+    "d3po_human": ["method.path=labels"],
+    "d3po_human@sandbox": ["method.path=labels"],
+    "pxpo_human": ["method.path=labels"],
+    "pxpo_human@sandbox": ["method.path=labels"],
 }  # no default
 FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
 
@@ -74,3 +77,21 @@ def world() -> GaussianWorld:
 @pytest.fixture
 def policy(world: GaussianWorld) -> Policy:
     return Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=64)
+
+
+@pytest.fixture(scope="session")
+def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small SegFormer with random weights and four classes."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    folder, names = tmp_path_factory.mktemp("segformer"), dict(enumerate(["wall", "floor, flooring", "red", "circle"]))
+    numbers = {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
+    net = SegformerForSemanticSegmentation(SegformerConfig(**numbers, id2label=names, label2id={name: i for i, name in names.items()}))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in net.parameters():  # at its own initial scale all classes are equally likely everywhere
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    net.save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder

@@ -33,11 +33,15 @@ SMALL = [
 
 
 def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
-    """A labels folder in which the second image of each pair was chosen."""
+    """A labels folder in which the second image of each pair was chosen, and the left half of each image painted white."""
     names = [[f"{group}-{k}.png" for k in range(2)] for group in range(groups)]
     (folder / "images").mkdir(parents=True)
+    (folder / "heat").mkdir()
     for name in (name for pair in names for name in pair):
         Image.new("RGB", (32, 32)).save(folder / "images" / name)
+        heat = Image.new("L", (32, 32), 128)
+        heat.paste(255, (0, 0, 16, 32))
+        heat.save(folder / "heat" / name)
     items = [{"prompt": "a small red circle at the left on a blue background", "images": pair} for pair in names]
     (folder / "items.json").write_text(json.dumps({"format": 1, "run": "x", "groups": items}))
     (folder / "preferences.jsonl").write_text("".join(json.dumps({"group": group, "best": 1}) + "\n" for group in range(groups)))
@@ -46,10 +50,12 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
-def test_every_choice_is_built(group: str, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_choice_is_built(group: str, choice: str, tmp_path: Path, segformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
     words = [*fitting(group, choice), *([SANDBOX_AS] if choice == "sd15" else [])]
+    if choice == "segmentation":
+        words.append(f"reward.path={segformer}")
     built = Experiment.build(compose(words).config)
     assert len(built.method.updates) % built.method.updates.accumulate == 0
     assert bool(len(built.method.updates)) == bool(built.method.plan()) == bool(built.policy.trainable()) == bool(built.config["epochs"])

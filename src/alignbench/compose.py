@@ -310,11 +310,14 @@ def _hash(identity: dict) -> str:
 
 @lru_cache
 def _digest(path: Path) -> str | None:
-    """sha256 of a local file or pipeline folder; None for what is not here (a Hub id, which its revision pins)."""
+    """sha256 of a local file, pipeline or labels folder; None for what is not here (a Hub id, which its revision pins)."""
     if path.is_file():
         files = [path]
     elif (path / "model_index.json").is_file() or (path / "config.json").is_file():
         files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".txt", ".safetensors") and file.is_file())
+    elif (path / "items.json").is_file():
+        files = [path / name for name in ("preferences.jsonl", "rollouts.safetensors") if (path / name).is_file()]
+        files = [path / "items.json", *files, *sorted(path.glob("heat/*.png"))]
     else:
         return None
     digest = hashlib.sha256()

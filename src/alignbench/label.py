@@ -64,12 +64,12 @@ def sample(run: Path, folder: Path, groups: int, images: int, seed: int) -> None
         Image.fromarray(picture).save(folder / "images" / name)
     sampler = json.dumps(vars(policy.sampler), sort_keys=True)
     save_file({"x": rollout.x.cpu().contiguous()}, folder / "rollouts.safetensors", {"sampler": sampler})
-    file, words = folder / "preferences.jsonl", shlex.split(result["command"])[3:]
+    words = shlex.split(result["command"])[3:]
     same = " ".join(word for word in words if re.match(r"model\b|sampler\b|guidance=", word) and not word.startswith("model="))
     items = {
         "format": 1,
         "run": run.resolve().name,
         "groups": [{"prompt": prompts[group * images], "images": names} for group, names in enumerate(named)],
-        "next_step": f"python -m alignbench method=d3po_human model={result['choices']['model']} method.path={file} {same}".strip(),
+        "next_step": f"python -m alignbench method=d3po_human model={result['choices']['model']} method.path={folder} {same}".strip(),
     }
     write_atomically(folder / "items.json", json.dumps(items, indent=1).encode())

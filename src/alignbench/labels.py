@@ -1,8 +1,9 @@
-"""A person's preferences between images of one prompt: the labels folder and its journal.
+"""What a person says of a run's images: the labels folder, the journal of preferences, heat maps.
 
-items.json  images/*.png  preferences.jsonl
-The first two are there before labelling begins. The journal is only ever appended to, one JSON object a line: {"group": 3, "best": 1},
-{"group": 3, "best": null} for a tie, {"undo": true} takes back the last line in force. A line without its newline does not count.
+items.json  images/*.png  rollouts.safetensors  preferences.jsonl  heat/*.png
+The first three are there before labelling begins. A heat map has the name and the size of its image. The journal is only ever appended
+to, one JSON object a line: {"group": 3, "best": 1}, {"group": 3, "best": null} for a tie, {"undo": true} takes back the last line in
+force. A line without its newline does not count.
 """
 
 import fcntl
@@ -14,7 +15,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from alignbench.config import MissingAsset
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stale(ValueError):
@@ -70,6 +76,48 @@ def preferences(folder: Path | str) -> list[tuple[int, int | None]]:
     path = Path(folder) / "preferences.jsonl"
     in_force, _ = _replay(path, _sizes(read_items(folder)))
     return sorted(in_force.items(), key=lambda label: label[0])
+
+
+def trajectories(folder: Path | str, sampler: dict[str, Any], shape: tuple[int, ...]) -> "Tensor":
+    """States [images,T+1,C,h,w] on the way to the labelled images, in the order of items.json.
+
+    sampler: its numbers by name; shape: [T+1,C,h,w], as model and sampler here make them. Raises MissingAsset where there are no labels,
+    ValueError for a set of another sampler or model.
+    """
+    from safetensors import safe_open
+
+    path = Path(folder) / "rollouts.safetensors"
+    if not path.is_file():
+        raise MissingAsset(f"{path}: not there; `alignbench label <run folder>` makes a labels folder")
+    with safe_open(path, "pt") as file:
+        x, made = file.get_tensor("x"), json.loads(file.metadata()["sampler"])
+    if wrong := [f"{key}={value}" for key, value in made.items() if sampler.get(key) != value]:
+        raise ValueError(f"{folder}: labelled images were sampled with {', '.join(wrong)}; set sampler and guidance so")
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f"{folder}: labelled trajectories are {list(x.shape[1:])}, model and sampler here make {list(shape)}")
+    return x
+
+
+def heat(folder: Path | str) -> "dict[int, Tensor]":
+    """A person's heat maps [H,W] by image, counted as in items.json: 1 where white (good), -1 where black (bad), 0 where grey or clear."""
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    maps, named = {}, [name for group in read_items(folder).groups for name in group.images]
+    for path in sorted((Path(folder) / "heat").glob("*.png")):
+        if path.name not in named:
+            raise ValueError(f"{path}: a heat map has the name of its image in {Path(folder) / 'images'}; there is none of this name")
+        try:
+            with Image.open(path) as file, Image.open(Path(folder) / "images" / path.name) as image:
+                if file.size != image.size:
+                    raise ValueError(f"{path}: {file.size[0]}x{file.size[1]} pixels, and its image has {image.size[0]}x{image.size[1]}")
+                painted = file.convert("RGBA")
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{path}: not an image ({error})") from None
+        seen = Image.alpha_composite(Image.new("RGBA", painted.size, (128, 128, 128, 255)), painted).convert("L")
+        levels = torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(seen.height, seen.width)
+        maps[named.index(path.name)] = ((levels.float() - 128) / 127).clamp(min=-1)
+    return maps
 
 
 class Journal:

@@ -1,15 +1,12 @@
 """D3PO from a person's choices (2311.13231, section 5): DPO on the steps of images labelled with `alignbench label`."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignbench.config import MissingAsset
-from alignbench.labels import preferences, read_items
+from alignbench.labels import preferences, read_items, trajectories
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import Reduce, per_unit, preference, preference_metrics
 from alignbench.ranges import Count, Decay, Positive, Text
@@ -22,30 +19,17 @@ class D3POHuman(Method):
     """The chosen image of a group is preferred to each other one; groups without a preference are left out. No reward is asked."""
 
     def __init__(self, *, path: Text, batch: Count, inner_epochs: Count, beta: Positive, clip: Decay | None, reduce: Reduce, **base: Any):
-        """path: preferences.jsonl in a labels folder; batch: pairs an optimiser step; beta and clip are in the unit of `reduce`. Ratios are
-        to the weights that training starts from, whoever made the images. Raises MissingAsset, ValueError for a set of another sampler.
+        """path: a labels folder; batch: pairs an optimiser step; beta and clip are in the unit of `reduce`. Ratios are to the weights that
+        training starts from, whoever made the images. Raises MissingAsset, ValueError for a set of another sampler.
         """
         super().__init__(**base)
-        folder = Path(path).parent
-        if not Path(path).is_file() or not (folder / "rollouts.safetensors").is_file():
-            raise MissingAsset(f"method.path={path}: no labels there; `alignbench label <run folder>` makes them")
-        from safetensors import safe_open
-
-        items = read_items(folder)
-        with safe_open(folder / "rollouts.safetensors", "pt") as file:
-            self.x, sampler = file.get_tensor("x"), json.loads(file.metadata()["sampler"])
-        if wrong := [f"{key}={value}" for key, value in sampler.items() if vars(self.policy.sampler).get(key) != value]:
-            raise ValueError(f"method.path={path}: labelled images were sampled with {', '.join(wrong)}; set sampler and guidance so")
+        shape = (self.policy.sampler.steps + 1, *self.policy.model.shape)
+        self.x, items = trajectories(path, vars(self.policy.sampler), shape), read_items(path)
         self.prompts = [group.prompt for group in items.groups for _ in group.images]
-        shape = (len(self.prompts), self.policy.sampler.steps + 1, *self.policy.model.shape)
-        if tuple(self.x.shape) != shape:
-            raise ValueError(
-                f"method.path={path}: labelled trajectories are {list(self.x.shape)}, model and sampler here make {list(shape)}"
-            )
         first = [sum(len(group.images) for group in items.groups[:index]) for index in range(len(items.groups))]
         self.pairs = [
             (first[group] + best, first[group] + other)
-            for group, best in preferences(folder)
+            for group, best in preferences(path)
             if best is not None
             for other in range(len(items.groups[group].images))
             if other != best
