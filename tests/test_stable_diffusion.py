@@ -18,7 +18,7 @@ PROMPTS = ["a small red circle at the left on a blue background", "a large white
 
 
 def a_model(spec: Spec | None = None, perturb: bool = False) -> StableDiffusion:
-    model = StableDiffusion(path=SANDBOX, revision=None, init=None)
+    model = StableDiffusion(path=SANDBOX, revision=None, init=None, gated=False, dtype="float32", schedule={})
     if spec:
         model.grow("policy", spec)
         if perturb:  # as if it had been trained
@@ -65,9 +65,9 @@ def test_only_the_copy_is_trained_and_switching_keeps_it_so() -> None:
 
 def test_lora_keeps_one_set_of_base_weights() -> None:
     model = a_model(LORA)
-    base = sum(parameter.numel() for parameter in a_model().unet.parameters())
+    base = sum(parameter.numel() for parameter in a_model().denoiser.parameters())
     adapter = sum(parameter.numel() for parameter in model.trainable("policy").values())
-    assert sum(parameter.numel() for parameter in model.unet.parameters()) == base + adapter
+    assert sum(parameter.numel() for parameter in model.denoiser.parameters()) == base + adapter
     assert not model.copies
 
 
@@ -172,7 +172,7 @@ def test_decoding_is_differentiable() -> None:
 
 def test_a_missing_pipeline_says_how_to_get_it() -> None:
     with pytest.raises(MissingAsset, match=r"model\.path=nobody/nothing.*hf download nobody/nothing"):
-        StableDiffusion(path="nobody/nothing", revision=None, init=None)
+        StableDiffusion(path="nobody/nothing", revision=None, init=None, gated=False, dtype="float32", schedule={})
 
 
 def test_two_adapters_live_on_one_base() -> None:

@@ -43,7 +43,7 @@ def a_case(case: str, processes: int) -> Method:
     kind, _, name = case.rpartition("/")
     rows = 10**6 if processes == 1 else 3  # a forward pass; it may change no result either
     if kind == "lora":
-        model = StableDiffusion(path=SANDBOX, revision=None, init=None).double()
+        model = StableDiffusion(path=SANDBOX, revision=None, init=None, gated=False, dtype="float32", schedule={}).double()
         torch.manual_seed(0)
         model.grow("policy", LORA)
         return moved(made(name, model=model, spec=LORA, processes=processes, micro_batch=rows, rate=1e-3, **LORAS[name]))

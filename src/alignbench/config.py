@@ -85,6 +85,10 @@ class TrackFacts:
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     tracks: dict[Track, TrackFacts]
+    licence: Text  # of the weights
+    download_gb: NonNegative  # of the files that are loaded
+    mirrors: list[Text]  # other places of the same weights
+    memory_gb: NonNegative | None  # of a device for an update of DDPO with LoRA at micro-batch 1; null: not measured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ class Experiment:
     def _seconds(self, evaluations: int) -> float:
         """Evaluations times what one costs here, by one timed forward pass (the second: the first one warms up)."""
         rows, device = min(64, self.config["trainer"]["micro_batch"]), self.model.device
-        x = torch.zeros(rows, *self.model.shape, device=device, dtype=self.model.alpha_bar.dtype)
+        x = torch.zeros(rows, *self.model.shape, device=device, dtype=self.model.dtype)
         t = torch.zeros(rows, dtype=torch.long, device=device)
         cond = self.model.encode([""]).expand(rows, -1, -1)
         with self.model.meters.paused(), self.precision():

@@ -76,7 +76,7 @@ class Noised(Table):
 
     x0: Tensor  # [N,C,h,w]
     eps: Tensor  # [N,C,h,w]
-    t: Tensor  # [N] index into alpha_bar
+    t: Tensor  # [N] time, as the model counts it
     cond: Tensor  # [N,L,D]
     weight: Tensor  # [N]
 

@@ -54,7 +54,7 @@ class D3POHuman(Method):
         self.collected = {}
         if self.rollout is None:
             model = self.policy.model
-            x = self.x.to(model.device, model.alpha_bar.dtype)
+            x = self.x.to(model.device, model.dtype)
             rollout = Rollout(x, x.new_zeros(len(x), x.shape[1] - 1), model.encode(self.prompts))
             self.rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
         win, lose = torch.tensor(self.pairs, device=self.rollout.x.device).unbind(1)

@@ -128,7 +128,7 @@ class DIStar(Method):
             index = (step * self.updates.batch + part).tolist()
             own = draws.each("turn", index)
             device = model.device
-            noise = normal((steps + 1, *model.shape), own, like=torch.empty(0, device=device, dtype=model.alpha_bar.dtype))
+            noise = normal((steps + 1, *model.shape), own, like=torch.empty(0, device=device, dtype=model.dtype))
             uniform = torch.stack([torch.rand(2, generator=each) for each in own])
             kind = GeneratorTurn if (step + 1) % (self.critic_turns + 1) == 0 else CriticTurn
             return kind(

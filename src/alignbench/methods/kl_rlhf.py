@@ -81,7 +81,7 @@ class KLRLHF(Method):
     def grow(self, spec: Spec) -> None:
         if self.baseline == "value":
             model = self.policy.model
-            self.value = Value(self.policy.dimensions, model.encode([""]).shape[-1], self.value_width).to(model.alpha_bar.dtype)
+            self.value = Value(self.policy.dimensions, model.encode([""]).shape[-1], self.value_width).to(model.dtype)
 
     def plan(self) -> dict[str, int]:
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"

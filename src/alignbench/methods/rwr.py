@@ -49,7 +49,7 @@ class RWR(Method):
         def rows(step: int, part: Tensor) -> Noised:
             own = draws.each("noise", (step * steps.batch + part).tolist())
             image = torch.randint(len(x0), (steps.batch,), generator=draws.each("images", [step])[0])[part].to(x0.device)
-            t = torch.stack([torch.randint(len(model.alpha_bar) - 1, (), generator=each) for each in own]).to(x0.device)
+            t = torch.stack([torch.randint(model.train_times, (), generator=each) for each in own]).to(x0.device)
             return Noised(x0[image], normal(model.shape, own, like=x0), t, rollout.cond[image], weight[image].to(x0))
 
         return self.updates.of(rows)

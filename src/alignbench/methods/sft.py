@@ -63,7 +63,7 @@ class SFT(Method):
         def rows(step: int, part: Tensor) -> Noised:
             own = draws.each("noise", (step * steps.batch + part).tolist())
             image = torch.randint(len(x0), (steps.batch,), generator=draws.each("images", [step])[0])[part]
-            t = torch.stack([torch.randint(len(model.alpha_bar) - 1, (), generator=each) for each in own]).to(x0.device)
+            t = torch.stack([torch.randint(model.train_times, (), generator=each) for each in own]).to(x0.device)
             dropped = [torch.rand((), generator=each).item() < self.drop_prompt for each in own]
             cond = model.encode(["" if gone else texts[i] for i, gone in zip(image.tolist(), dropped, strict=True)])
             return Noised(x0[image.to(x0.device)], normal(model.shape, own, like=x0), t, cond, torch.ones(len(t), device=x0.device))

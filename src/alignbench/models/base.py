@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from alignbench.meters import Meters
 from alignbench.rng import Generators, normal
 
 Who = str | None
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "velocity"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Diffusion(nn.Module, ABC):
 
     shape: tuple[int, int, int]  # C, h, w of a latent
     prediction: Prediction
-    alpha_bar: Tensor  # [T+1] cumulative products of the training schedule; the last entry (index -1) is the final step's target
+    train_times: int = 1000  # how many integer times the training schedule has
     start: Who = None  # whose weights training starts from and is measured against: the reference, or a frozen copy of other weights
 
     def __init__(self) -> None:
@@ -72,7 +72,16 @@ class Diffusion(nn.Module, ABC):
 
     @abstractmethod
     def times(self, steps: int) -> Tensor:
-        """The sampler's time grid: [steps+1] indices into `alpha_bar`, from noise to image; the last is where the last step lands."""
+        """The sampler's time grid [steps+1], from noise to image; the last is where the last step lands. As `alpha_sigma` takes them."""
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = alpha x_0 + sigma eps at times t [N]: two tensors [N,1,1,1]. Integers count the training schedule from 0 (least noise)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of latents between steps, whatever the networks compute in."""
 
     # ---- what follows for all
 
@@ -86,22 +95,17 @@ class Diffusion(nn.Module, ABC):
         if missing:
             with torch.no_grad():
                 self._embeddings.update(zip(missing, self.embed(missing), strict=True))
-        return torch.stack([self._embeddings[prompt] for prompt in prompts]).to(self.device)
+        return torch.stack([self._embeddings[prompt] for prompt in prompts]).to(self.device, self.dtype)
 
     def prior(self, generators: Generators) -> Tensor:
         """Starting noise [n,C,h,w], one row a generator."""
-        return normal(self.shape, generators, like=torch.empty(0, device=self.device, dtype=self.alpha_bar.dtype))
+        return normal(self.shape, generators, like=torch.empty(0, device=self.device, dtype=self.dtype))
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t = alpha x_0 + sigma eps at times t [N]: two tensors [N,1,1,1]."""
-        alpha_bar = self.alpha_bar.to(t.device)[t][:, None, None, None]
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    def output(self, x: Tensor, t: Tensor, cond: Tensor, who: Who, guidance: float | None) -> Tensor:
+        """The guided output of the denoiser, of the kind that `prediction` names: [N,C,h,w], in x's dtype.
 
-    def eps(self, x: Tensor, t: Tensor, cond: Tensor, who: Who, guidance: float | None = None) -> Tensor:
-        """The noise in x_t [N,C,h,w], in x's dtype, as `who` sees it.
-
-        guidance is diffusers' scale: eps(empty) + guidance * (eps(cond) - eps(empty)); None and 1 mean unguided. Both halves go through
-        the network in one forward pass.
+        guidance is diffusers' scale: out(empty) + guidance * (out(cond) - out(empty)); None and 1 mean unguided. Both halves go through the
+        network in one forward pass.
         """
         if guidance is None or guidance == 1:
             output = self.predict(x, t, cond, who)
@@ -112,17 +116,25 @@ class Diffusion(nn.Module, ABC):
             output = unconditional + guidance * (conditional - unconditional)
             samples = 2 * len(x)
         self.meters.evaluate(who or "reference", samples, backward=output.requires_grad)
-        output = output.to(x.dtype)
-        if self.prediction == "epsilon":
-            return output
-        if self.prediction != "v_prediction":
-            raise ValueError(f"prediction type {self.prediction!r} is not known; known: epsilon, v_prediction")
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * output + sigma * x
+        return output.to(x.dtype)
+
+    def eps(self, x: Tensor, t: Tensor, cond: Tensor, who: Who, guidance: float | None = None) -> Tensor:
+        """The noise in x_t [N,C,h,w], as `who` sees it."""
+        output, (alpha, sigma) = self.output(x, t, cond, who, guidance), self.alpha_sigma(t)
+        match self.prediction:
+            case "epsilon":
+                return output
+            case "v_prediction":
+                return alpha * output + sigma * x
+            case "velocity":  # d x_t / d t = eps - x_0 on x_t = (1 - t) x_0 + t eps
+                return x + alpha * output
+        raise ValueError(f"prediction type {self.prediction!r} is not known; known: {', '.join(get_args(Prediction))}")
 
     def x0(self, x: Tensor, t: Tensor, cond: Tensor, who: Who, guidance: float | None = None) -> Tensor:
         """The clean latent that x_t is predicted to come from: [N,C,h,w]."""
         alpha, sigma = self.alpha_sigma(t)
+        if self.prediction == "velocity":  # at t = 1 alpha is 0
+            return x - sigma * self.output(x, t, cond, who, guidance)
         return (x - sigma * self.eps(x, t, cond, who, guidance)) / alpha
 
     @contextmanager
@@ -140,3 +152,17 @@ class Diffusion(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class VariancePreserving(Diffusion):
+    """alpha^2 + sigma^2 = 1 (DDPM): the schedule is one table."""
+
+    alpha_bar: Tensor  # [T+1] cumulative products of the training schedule; the last entry (index -1) is the final step's target
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alpha_bar.to(t.device)[t][:, None, None, None]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.alpha_bar.dtype

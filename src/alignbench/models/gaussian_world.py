@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alignbench.models.base import Diffusion, Spec, Who
+from alignbench.models.base import Spec, VariancePreserving, Who
 
 
-class GaussianWorld(Diffusion):
+class GaussianWorld(VariancePreserving):
     """Data N(mean, std^2 I) whatever the prompt, its exact denoiser, and copies that change that denoiser's x0-prediction affinely.
 
     A copy predicts x0' = (1 + gain) * x0_exact(x_t) + shift, with one gain and one shift for all times: the sampler's law stays Gaussian

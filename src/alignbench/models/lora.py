@@ -1,5 +1,6 @@
 """LoRA adapters inside a frozen network (peft), switched without touching requires_grad."""
 
+import torch
 from torch import nn
 
 from alignbench.models.base import Spec
@@ -17,10 +18,11 @@ def grow(network: nn.Module, who: str, spec: Spec) -> None:
         inject_adapter_in_model(config, network, adapter_name=who)
     except ValueError as error:
         raise ValueError(f"lora.targets={list(spec.targets)}: {error}") from error
-    for (
-        parameter
-    ) in network.parameters():  # peft freezes and thaws by its own rule; ours: what was there stays as it was, the new is trained
-        parameter.requires_grad_(before.get(id(parameter), True))
+    for parameter in network.parameters():  # peft freezes and thaws by its own rule; ours: what was there stays, the new is trained
+        new = id(parameter) not in before
+        parameter.requires_grad_(new or before[id(parameter)])
+        if new and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()  # an update of a 16-bit weight is mostly rounded away
 
 
 def switch(network: nn.Module, who: str | None) -> None:

@@ -21,7 +21,7 @@ class DDIM:
     def _schedule(self, model: Diffusion, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Time, alpha-bar here, alpha-bar of the next state, and the step's std, for steps k [N]."""
         times = model.times(self.steps).to(k.device)
-        alpha_bar = model.alpha_bar.to(k.device)
+        alpha_bar = model.get_buffer("alpha_bar").to(k.device)
         here, there = alpha_bar[times[k]], alpha_bar[times[k + 1]]
         eta = self.eta * (k < self.steps - self.deterministic)
         std = eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).clamp(min=0).sqrt()  # equation 16

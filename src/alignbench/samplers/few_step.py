@@ -32,7 +32,7 @@ class FewStep:
     def step(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Gaussian:
         x0 = self.x0(model, x, k, cond, who)
         alpha, sigma = model.alpha_sigma(self.time(model, k))
-        there = model.alpha_bar.to(x.device)[self.time(model, (k + 1).clamp(max=self.steps - 1))]
+        there = model.get_buffer("alpha_bar").to(x.device)[self.time(model, (k + 1).clamp(max=self.steps - 1))]
         there = torch.where(k + 1 < self.steps, there, 1.0)[:, None, None, None]  # the last step lands on the clean latent
         alpha_to, sigma_to = there.sqrt(), (1 - there).sqrt()
         if self.kernel == "renoise":

@@ -1,0 +1,199 @@
+"""What the families that live as diffusers pipelines share: loading, copies and adapters of the denoiser, decoding, export."""
+
+import copy
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from alignbench.config import MissingAsset, located
+from alignbench.models import lora
+from alignbench.models.base import Diffusion, Spec, VariancePreserving, Who
+
+
+def quiet() -> None:
+    """No bars of no use for files that are here, and no page of advice for files that are not."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+class Pipeline(Diffusion):
+    """A frozen pipeline; a `who` is a LoRA adapter on its denoiser or a full copy of it. Families say how prompts and outputs look."""
+
+    family: ClassVar[str]  # the diffusers pipeline's class
+    component: ClassVar[str]  # what its denoiser is called there
+    without: ClassVar[dict[str, Any]] = {}  # components that are not loaded
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        revision: str | None,
+        init: str | None,
+        gated: bool,
+        dtype: Literal["float32", "bfloat16"],
+        schedule: dict[str, str | bool | int | float | None],
+    ):
+        """path: Hub id, local folder or package://folder. init: a denoiser in diffusers' format, for weights that training starts from
+        while the pipeline's own stay the score reference (a distilled student); null: the pipeline's own. gated: its terms must be
+        accepted on the Hub first. dtype: of the frozen networks; what is trained is float32. schedule: what log-probabilities depend on,
+        as the scheduler's own config names it. Raises MissingAsset where files cannot be had, ValueError where the schedule is another.
+        """
+        super().__init__()
+        import diffusers
+
+        quiet()
+        try:
+            self.pipeline = [  # in a list: its text encoders are no part of this module, and stay where they are when it moves
+                getattr(diffusers, self.family).from_pretrained(
+                    located(path), revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, **self.without
+                )
+            ]
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].split(" (")[0]
+            first = f"accept its terms on its page on the Hub, log in with `hf auth login`, then fetch it with `hf download {path}`"
+            remedy = first if gated else f"fetch it with `hf download {path}`"
+            raise MissingAsset(f"model.path={path}: no pipeline there ({reason}); {remedy} or name a local folder") from error
+        config = self.pipeline[0].scheduler.config
+        if wrong := [f"{key}={config.get(key)} there, {value} here" for key, value in schedule.items() if config.get(key) != value]:
+            raise ValueError(f"model.schedule: {path} has another noise schedule ({'; '.join(wrong)}); log-probabilities depend on it")
+        self.pipeline[0].set_progress_bar_config(disable=True)
+        for part in self.pipeline[0].components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        self.denoiser: nn.Module = getattr(self.pipeline[0], self.component)
+        self.vae = self.pipeline[0].vae.float()
+        self.copies = nn.ModuleDict()
+        self.adapters: dict[str, Who] = {}  # adapter -> the network that it sits in
+        if init is not None:
+            self.start = "init"
+            self.copies["init"] = self._loaded(init)
+        made: Any = self.denoiser.config
+        self.shape = (made.in_channels, made.sample_size, made.sample_size)
+
+    @abstractmethod
+    def embedded(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """Prompt embeddings [B,L,D]; the text encoders are on `device`."""
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """The text encoders visit the device and leave it again: in between its memory is the denoiser's."""
+        encoders = [part for name, part in self.pipeline[0].components.items() if name.startswith("text_encoder") and part is not None]
+        for encoder in encoders:
+            encoder.to(self.device)
+        cond = self.embedded(prompts, self.device)
+        for encoder in encoders:
+            encoder.to("cpu")
+        return cond
+
+    @abstractmethod
+    def call(self, network: nn.Module, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The raw output [N,C,h,w] of one forward pass of a denoiser."""
+
+    def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
+        network = self._network(self.adapters.get(who, who) if who else None)
+        lora.switch(network, who if who in self.adapters else None)
+        dtype = next(network.parameters()).dtype
+        return self.call(network, x.to(dtype), t, cond.to(dtype))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """In the VAE's own precision, whatever the update's: an SDXL VAE overflows in 16 bits."""
+        with torch.autocast(x.device.type, enabled=False):
+            images = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def latents(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            mode = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()
+        return (mode.float() - self._shift) * self.vae.config.scaling_factor
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
+
+    def _network(self, who: Who) -> nn.Module:
+        if who is not None and who not in self.copies:
+            raise KeyError(f"nothing named {who!r} was grown on this model")
+        return self.denoiser if who is None else self.copies[who]
+
+    def _loaded(self, path: str) -> nn.Module:
+        kind: Any = type(self.denoiser)
+        try:
+            network = kind.from_pretrained(located(path), dtype=next(self.denoiser.parameters()).dtype, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise MissingAsset(
+                f"model.init={path}: no {kind.__name__} there ({str(error).strip().splitlines()[0].split(' (')[0]})"
+            ) from error
+        return network.requires_grad_(False).eval()
+
+    def grow(self, who: str, spec: Spec, start: Who = None) -> None:
+        if spec.kind == "full":
+            if start in self.adapters.values():
+                raise ValueError("a full copy must grow before any adapter does: it would copy the adapters too")
+            network = copy.deepcopy(self._network(start)).requires_grad_(True)
+            self.copies[who] = network.float() if self.dtype == torch.float32 else network
+        else:
+            lora.grow(self._network(start), who, spec)
+            self.adapters[who] = start
+
+    def trainable(self, who: str) -> dict[str, nn.Parameter]:
+        if who in self.adapters:
+            return lora.parameters(self._network(self.adapters[who]), who)
+        return dict(self._network(who).named_parameters())
+
+    def export(self, who: str, folder: Path, spec: Spec) -> None:
+        """A diffusers LoRA in `folder` (`load_lora_weights`), or the full copy in a folder of the denoiser's name (`from_pretrained`)."""
+        if spec.kind == "full":
+            network: Any = self.copies[who]
+            network.save_pretrained(folder / self.component)
+        else:
+            self._export_lora(who, folder)
+
+    def _export_lora(self, who: str, folder: Path) -> None:
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        network: Any = self._network(self.adapters[who])
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=who))
+        facts = network.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
+        facts["target_modules"] = sorted(facts["target_modules"])  # a set, whose order changes from process to process
+        named = {f"{self.component}.{key}": fact for key, fact in facts.items()}
+        metadata = {"lora_adapter_metadata": json.dumps(named, indent=2, sort_keys=True)}
+        # diffusers' own writer adds a second entry, and safetensors writes entries in an order that changes from file to file
+        type(self.pipeline[0]).save_lora_weights(
+            folder,
+            **{f"{self.component}_lora_layers": layers},
+            save_function=lambda weights, path: save_file(weights, path, metadata),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+
+class DDPMPipeline(Pipeline, VariancePreserving):
+    """With a DDPM schedule, in the pipeline's own spacing."""
+
+    def __init__(self, **pipeline: Any):
+        super().__init__(**pipeline)
+        from diffusers import DDIMScheduler
+
+        self._scheduler = DDIMScheduler.from_config(self.pipeline[0].scheduler.config)
+        self.prediction, self.train_times = self._scheduler.config.prediction_type, self._scheduler.config.num_train_timesteps
+        self.register_buffer(
+            "alpha_bar", torch.cat([self._scheduler.alphas_cumprod, self._scheduler.final_alpha_cumprod.reshape(1)]), persistent=False
+        )
+
+    def times(self, steps: int) -> Tensor:
+        """The pipeline's own DDIM spacing. A step below time 0 lands on the schedule's final alpha (index -1)."""
+        self._scheduler.set_timesteps(steps)
+        here = self._scheduler.timesteps.cpu()
+        return torch.cat([here, (here[-1:] - self.train_times // steps).clamp(min=-1)])
