@@ -95,3 +95,17 @@ def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """tests/test_families.py: a table, family x step = ok."""
+    passed = [value for report in terminalreporter.stats.get("passed", []) for key, value in report.user_properties if key == "family"]
+    if not passed:
+        return
+    steps = list(dict.fromkeys(step for _, step in passed))
+    terminalreporter.write_line("")
+    terminalreporter.write_line(f"{'family':<22}" + "".join(f"{step:>18}" for step in steps))
+    for family in dict.fromkeys(family for family, _ in passed):
+        terminalreporter.write_line(
+            f"{family:<22}" + "".join(f"{'ok' if (family, step) in map(tuple, passed) else '-':>18}" for step in steps)
+        )

@@ -15,11 +15,14 @@ from safetensors.torch import save_file
 from alignbench.__main__ import main
 from alignbench.compose import compose
 from alignbench.config import MissingAsset, choices, conf_folder, located
-from alignbench.experiment import Experiment
+from alignbench.experiment import Experiment, costs, outline
 from alignbench.report.record import read_metrics, read_result, read_samples
 from alignbench.rng import generator
 
 SANDBOX_AS = "model.path=package://models/sandbox"  # the same loading code, without the download
+INSTEAD = {choice: [SANDBOX_AS] for choice in ("sd14", "sd15", "sd15_one_step")} | {
+    "sd21": [SANDBOX_AS, "model.schedule.prediction_type=epsilon"],
+}
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
 SMALL = [
     "model=gaussian",
@@ -53,7 +56,7 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
 def test_every_choice_is_built(group: str, choice: str, tmp_path: Path, segformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
-    words = [*fitting(group, choice), *([SANDBOX_AS] if choice == "sd15" else [])]
+    words = [*fitting(group, choice), *INSTEAD.get(choice, [])]
     if choice == "segmentation":
         words.append(f"reward.path={segformer}")
     built = Experiment.build(compose(words).config)
@@ -195,3 +198,25 @@ def test_the_trained_reward_is_the_one_in_the_table() -> None:
     built = Experiment.build(compose(["reward=colour", "reward.width=0.9"]).config)
     assert built.judges[0] is built.reward
     assert [judge.name for judge in built.judges] == ["colour", "exact_judge"]
+
+
+@pytest.mark.parametrize("words", [["method=ddpo"], ["method=d3po"], ["method=di_star", "reward=brightness"]], ids=lambda words: words[0])
+def test_without_the_weights_the_plan_is_printed_before_what_is_missing(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert main([*words, "model=sd15", "epochs=10", f"output={tmp_path}"]) == 3
+    *plan, last = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[1].strip() for line in plan[1:]] == [
+        "model",
+        "device memory",
+        "epochs",
+        "reward queries",
+        "network evaluations",
+    ]
+    assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_without_weights_is_the_plan_with_them() -> None:
+    for words in (["method=ddpo"], ["method=d3po"], ["method=di_star", "reward=brightness"], ["method=kl_rlhf"], ["method=rwr"]):
+        config = compose([*words, "model=sd15", SANDBOX_AS, "epochs=3"]).config
+        built = Experiment.build(config)
+        assert all(line in outline(config) for line in costs(config, built.method).values())

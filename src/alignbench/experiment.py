@@ -19,6 +19,7 @@ from alignbench.datasets.base import Prompts, draw, spread
 from alignbench.evaluation.evaluate import Scored, score
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
+from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
 from alignbench.report.record import read_result
 from alignbench.rewards.base import Reward
@@ -34,6 +35,16 @@ def made(node: dict[str, Any], **given: Any) -> Any:
         return instantiate(node, _convert_="all", **given)
     except InstantiationException as error:  # Hydra's envelope: what the constructor raised is what the user should read
         raise error.__cause__ or error from None
+
+
+def method_of(config: dict[str, Any], policy: Policy, reward: Reward) -> Method:
+    return made(
+        arguments("method", config["method"]),
+        policy=policy,
+        judge=Judge(reward, policy.model.meters),
+        micro_batch=config["trainer"]["micro_batch"],
+        processes=config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1),
+    )
 
 
 @dataclass
@@ -65,13 +76,7 @@ class Experiment:
                 raise ValueError(
                     f"eval.{key}={config['eval'][key]}: the {split} split has {len(getattr(prompts, split))} prompts; lower it"
                 )
-        method: Method = made(
-            arguments("method", config["method"]),
-            policy=policy,
-            judge=Judge(reward, model.meters),
-            micro_batch=config["trainer"]["micro_batch"],
-            processes=config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1),
-        )
+        method = method_of(config, policy, reward)
         method.grow(spec)
         return cls(config, model, spec, policy, reward, [reward, *others], prompts, method)
 
@@ -133,22 +138,21 @@ class Experiment:
 
     def plan(self) -> str:
         """What will happen, before it does."""
-        options, epochs, method = self.config["eval"], self.config["epochs"], self.method
+        options, epochs = self.config["eval"], self.config["epochs"]
         tested = f"{options['prompts'] * options['images']} images of {options['prompts']} test prompts, of the reference and of the policy"
         if not epochs:
-            return f"  {'evaluation':<20} {tested}; nothing is trained"
-        updates = method.updates
-        evaluations = epochs * sum(method.plan().values())
-        lines = {
-            "trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}",
-            "epochs": f"{epochs}, each {updates.images} prompts and {len(updates) // updates.accumulate} updates",
-            "reward queries": f"{epochs * method.queries:,}",
-            "network evaluations": f"{evaluations:,} (guidance doubles them, a backward pass counts two more)",
-            "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
-            "evaluation": tested,
-            "estimated time": f"{_duration(self._seconds(evaluations))} of training",
-        }
-        return "\n".join(f"  {name:<20} {value}" for name, value in lines.items())
+            return rows({**terms(self.config), "evaluation": f"{tested}; nothing is trained"})
+        evaluations = epochs * sum(self.method.plan().values())
+        return rows(
+            terms(self.config)
+            | {"trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}"}
+            | costs(self.config, self.method)
+            | {
+                "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
+                "evaluation": tested,
+                "estimated time": f"{_duration(self._seconds(evaluations))} of training",
+            }
+        )
 
     @torch.no_grad()
     def _seconds(self, evaluations: int) -> float:
@@ -162,6 +166,48 @@ class Experiment:
                 started = time.perf_counter()
                 self.model.eps(x, t, cond, self.policy.who).sum().item()
         return evaluations * (time.perf_counter() - started) / rows
+
+
+def outline(config: dict[str, Any]) -> str:
+    """What a run would cost where its weights are not here: its method on a world without weights, and a reward that is asked nothing."""
+    if not config["epochs"] or "path" in config["method"]:  # nothing to train, or trajectories of the real model are needed
+        return rows(terms(config))
+    world = GaussianWorld(shape=(4, 64, 64), mean=0.0, std=1.0)
+    world.grow(WHO, Spec("full", 1, 1.0, ()))
+    return rows(terms(config) | costs(config, method_of(config, Policy(world, made(config["sampler"]), WHO, 1), Unasked())))
+
+
+class Unasked(Reward):
+    name, differentiable, spatial, range = "unasked", True, True, (0.0, 1.0)
+    unit = licence = backbone = training_data = ""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        raise ValueError("this reward only stands where another would")
+
+
+def costs(config: dict[str, Any], method: Method) -> dict[str, str]:
+    epochs, updates = config["epochs"], method.updates
+    return {
+        "epochs": f"{epochs}, each {updates.images} prompts and {len(updates) // updates.accumulate} updates",
+        "reward queries": f"{epochs * method.queries:,}",
+        "network evaluations": f"{epochs * sum(method.plan().values()):,} (guidance doubles them, a backward pass counts two more)",
+    }
+
+
+def terms(config: dict[str, Any]) -> dict[str, str]:
+    """What a model from elsewhere asks for before it can be used."""
+    facts = config["model"]
+    if not facts["download_gb"]:
+        return {}
+    needed = "not measured" if facts["memory_gb"] is None else f"{facts['memory_gb']:g} GB"
+    return {
+        "model": f"{facts['path']}, {facts['download_gb']:g} GB to fetch; {facts['licence']}{', gated' if facts.get('gated') else ''}",
+        "device memory": f"{needed} (an update of DDPO with LoRA at micro-batch 1)",
+    }
+
+
+def rows(lines: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<20} {value}" for name, value in lines.items())
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from alignbench.compose import RESULTS_VERSION, Composed
 from alignbench.config import MissingAsset, arguments
 from alignbench.evaluation.callbacks import BudgetStop, History, Progress, Row, Saver
 from alignbench.evaluation.evaluate import Scored, compare
-from alignbench.experiment import Experiment, made
+from alignbench.experiment import Experiment, made, outline
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
 from alignbench.rollouts import Rollouts
@@ -47,7 +47,11 @@ def execute(composed: Composed) -> int:
         if config["trainer"]["threads"]:
             torch.set_num_threads(config["trainer"]["threads"])
         torch.backends.cudnn.allow_tf32 = False  # 32-true means it: TF32's error alone would reach past DDPO's clip of 1e-4
-        experiment = Experiment.build(config)
+        try:
+            experiment = Experiment.build(config)
+        except MissingAsset:
+            say(f"{composed.folder}\n{outline(config)}")
+            raise
         history = History(
             experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], record.metrics
         )
