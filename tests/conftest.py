@@ -80,6 +80,23 @@ def policy(world: GaussianWorld) -> Policy:
 
 
 @pytest.fixture(scope="session")
+def pixart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of tiny PixArt pipelines with random weights: `alpha` and `sigma`."""
+    import tiny_pixart
+
+    root = tmp_path_factory.mktemp("pixart")
+    tiny_pixart.build(root / "alpha")
+    tiny_pixart.build_sigma(root / "sigma")
+    return {name: root / name for name in ("alpha", "sigma")}
+
+
+@pytest.fixture(scope="session")
+def local(pixart: dict[str, Path]) -> dict[str, list[str]]:
+    """Words that put a small pipeline in place of one that would be downloaded: the same loading code. By model."""
+    return {"sd15": [f"model.path={SANDBOX}"], **{f"pixart_{name}": [f"model.path={folder}"] for name, folder in pixart.items()}}
+
+
+@pytest.fixture(scope="session")
 def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small SegFormer with random weights and four classes."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
