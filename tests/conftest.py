@@ -80,6 +80,31 @@ def policy(world: GaussianWorld) -> Policy:
 
 
 @pytest.fixture(scope="session")
+def pixart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of tiny PixArt pipelines with random weights: `alpha` and `sigma`."""
+    import tiny_pixart
+
+    root = tmp_path_factory.mktemp("pixart")
+    tiny_pixart.build(root / "alpha")
+    tiny_pixart.build_sigma(root / "sigma")
+    return {name: root / name for name in ("alpha", "sigma")}
+
+
+@pytest.fixture(scope="session")
+def stand_ins(pixart: dict[str, Path]) -> dict[str, list[str]]:
+    """Words that put a small local pipeline in a model's place: the same loading code, without the download. By model."""
+    here = f"model.path={SANDBOX}"
+    return {
+        "sd14": [here],
+        "sd15": [here],
+        "sd15_one_step": [here],
+        "sd21": [here, "model.schedule.prediction_type=epsilon"],
+        "pixart_alpha": [f"model.path={pixart['alpha']}"],
+        "pixart_sigma": [f"model.path={pixart['sigma']}"],
+    }
+
+
+@pytest.fixture(scope="session")
 def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small SegFormer with random weights and four classes."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
