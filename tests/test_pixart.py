@@ -102,6 +102,12 @@ def test_tiny_pipelines_are_small_and_the_same_each_time(tmp_path: Path) -> None
 
 
 @both
+def test_prompts_are_as_long_as_the_pipeline_says(kind: str, pixart: dict[str, Path]) -> None:
+    states, _ = unpacked(a_model(pixart[kind]).encode(PROMPTS))
+    assert states.shape == (2, {"alpha": 120, "sigma": 300}[kind], 16)
+
+
+@both
 def test_guided_noise_is_the_pipelines_own(kind: str, pixart: dict[str, Path]) -> None:
     model, pipe = a_model(pixart[kind]), as_ddim(pipeline(pixart[kind]))
     seen = recorded(pipe)
