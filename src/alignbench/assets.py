@@ -16,6 +16,7 @@ PATIENCE = 10  # seconds that the Hub has for an answer
 OFFLINE = "HF_HUB_OFFLINE is set"
 NETWORKS = re.compile(r"unet|transformer|vae|text_encoder")  # components of a pipeline that have weights
 NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "*.model")
 OTHERS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # rewards of other libraries
 
 
@@ -130,6 +131,8 @@ def whole(path: Path, asset: Asset) -> None:
                 continue
             if NETWORKS.match(name):
                 _network(path / name)
+            elif name.startswith("tokenizer") and not any(file for names in VOCABULARIES for file in (path / name).glob(names)):
+                raise Damaged(f"no vocabulary in {name}")  # transformers would make an empty one, and say nothing
             elif not any((path / name).glob("*.json")):
                 raise Damaged(f"no {name}")
     elif asset.key == "model.path":
