@@ -63,11 +63,11 @@ def rows(composed: Composed) -> Iterator[Row]:
 def memory(config: dict[str, Any], seen: Seen) -> Row:
     """The measured figure where the model's YAML has one, else an estimate from the weights alone."""
     model, sizes = config["model"], seen.sizes
-    if "path" not in model:
-        return Row("memory", "ok", "no weights to speak of")
     if measured := model.get("memory_gb"):
         need, said = measured * 1e9, f"{amount(measured * 1e9)} measured for DDPO with LoRA at micro-batch 1"
         said += "; a full copy needs more" * (config["adapter"] == "full")
+    elif "path" not in model:
+        return Row("memory", "ok", "no weights to speak of")
     elif sizes is None:
         return Row("memory", "warning", "not measured (conf/model: memory_gb), and not estimated while the weights are not here")
     else:
