@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -257,12 +258,17 @@ def test_a_file_that_the_hub_lacks(cache: Path, hub: SimpleNamespace) -> None:
     assert assets.asked(Asset("model.init", "someone/new:other.bin")) == ("absent", "the Hub's repository has no file other.bin")
 
 
-def test_a_silent_hub_is_asked_once(checked: Any, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_hub_is_not_waited_for(checked: Any, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it asked again for the next of the weights."""
     monkeypatch.setattr(assets, "PATIENCE", 0.3)
-    hub.silent = True
+    hub.silent, asked = True, []
+    monkeypatch.setattr(doctors, "asked", lambda asset: asked.append(asset.key) or assets.asked(asset))
+    started = time.monotonic()
     _, rows = checked("model.path=someone/new", "reward=segmentation")
+    assert time.monotonic() - started < 15  # the server would take 20
     assert [rows[key][0] for key in ("model.path", "reward.path")] == ["missing", "missing"]
-    assert len(set(hub.asked)) == 1
+    assert "the Hub gives no answer" in rows["reward.path"][1]
+    assert (asked, len(hub.asked)) == (["model.path"], 1)
 
 
 # --- libraries, devices, memory
