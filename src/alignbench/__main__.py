@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VERBS = {  # verb -> (module:function of the words after it, what it does)
     "ls": ("alignbench.__main__:ls", "list groups and their choices: ls, ls methods"),
+    "doctor": ("alignbench.doctor:doctor", "say what a run would miss, before it starts: doctor model=sd15 epochs=10"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {
