@@ -19,7 +19,6 @@ from alignbench.experiment import Experiment
 from alignbench.report.record import read_metrics, read_result, read_samples
 from alignbench.rng import generator
 
-SANDBOX_AS = "model.path=package://models/sandbox"  # the same loading code, without the download
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
 SMALL = [
     "model=gaussian",
@@ -50,10 +49,13 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
-def test_every_choice_is_built(group: str, choice: str, tmp_path: Path, segformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_choice_is_built(
+    group: str, choice: str, tmp_path: Path, segformer: Path, stand_ins: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
-    words = [*fitting(group, choice), *([SANDBOX_AS] if choice == "sd15" else [])]
+    words = fitting(group, choice)
+    words += [word for model, local in stand_ins.items() if f"model={model}" in words for word in local]
     if choice == "segmentation":
         words.append(f"reward.path={segformer}")
     built = Experiment.build(compose(words).config)
