@@ -43,7 +43,7 @@ def a_model(family: str, folders: dict[str, Path], spec: Spec | None = None, per
         if perturb:  # as if it had been trained
             noise = generator(0, "perturb")
             for parameter in model.trainable("policy").values():
-                parameter.data += 0.1 * torch.randn(parameter.shape, generator=noise)
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
     return model
 
 
@@ -225,7 +225,9 @@ def test_embedded_guidance_goes_with_the_network(flow_folders: dict[str, Path], 
     plain = {"flux": build_flux(tmp_path / "plain", distilled=False)}
     with pytest.raises(ValueError, match="takes no guidance scale"):
         a_model("flux", plain)
-    model = a_model("flux", plain, embedded_guidance=None)
+    model, told = a_model("flux", plain, embedded_guidance=None), [a_model("flux", flow_folders, embedded_guidance=g) for g in (1.0, 6.0)]
+    x, t, cond = noise(told[0]), torch.tensor([0.5, 1.0]), told[0].encode(PROMPTS)
+    assert (told[0].output(x, t, cond, None, None) - told[1].output(x, t, cond, None, None)).abs().max() > 1e-3
     assert model.output(noise(model), torch.tensor([0.5, 1.0]), model.encode(PROMPTS), None, None).isfinite().all()
 
 
