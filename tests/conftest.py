@@ -58,7 +58,7 @@ def fitting(group: str, choice: str) -> list[str]:
     if group == "sampler" and choice != "auto":
         words |= next(
             {"model": model, "method": METHODS[track], "reward": reward_for(METHODS[track])}
-            for model in MODELS
+            for model in ("gaussian", "sandbox", *MODELS)
             for track, facts in yaml_of("model", model)["tracks"].items()
             if choice in facts["samplers"] and track in METHODS
         )
@@ -91,7 +91,16 @@ def pixart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def stand_ins(pixart: dict[str, Path]) -> dict[str, list[str]]:
+def flow_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small pipeline with random weights for each flow-matching family, by its name."""
+    from tiny_flow import build_flux, build_sd3
+
+    folder = tmp_path_factory.mktemp("flow")
+    return {"sd3": build_sd3(folder / "sd3"), "flux": build_flux(folder / "flux")}
+
+
+@pytest.fixture(scope="session")
+def stand_ins(pixart: dict[str, Path], flow_folders: dict[str, Path]) -> dict[str, list[str]]:
     """Words that put a small local pipeline in a model's place: the same loading code, without the download. By model."""
     here = f"model.path={SANDBOX}"
     return {
@@ -101,6 +110,8 @@ def stand_ins(pixart: dict[str, Path]) -> dict[str, list[str]]:
         "sd21": [here, "model.schedule.prediction_type=epsilon"],
         "pixart_alpha": [f"model.path={pixart['alpha']}"],
         "pixart_sigma": [f"model.path={pixart['sigma']}"],
+        "sd35_medium": [f"model.path={flow_folders['sd3']}", "model.pixels=16"],
+        "flux_dev": [f"model.path={flow_folders['flux']}", "model.pixels=16"],
     }
 
 

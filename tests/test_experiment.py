@@ -19,7 +19,6 @@ from alignbench.experiment import Experiment, costs, outline
 from alignbench.report.record import read_metrics, read_result, read_samples
 from alignbench.rng import generator
 
-SANDBOX_AS = "model.path=package://models/sandbox"  # the same loading code, without the download
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
 SMALL = [
     "model=gaussian",

@@ -61,7 +61,10 @@ class Updates:
 
     def __post_init__(self) -> None:
         if not self.trained.any():
-            raise ValueError("no step of this sampler has a likelihood, so there is nothing to learn from; set sampler.eta above 0")
+            raise ValueError(
+                "no step of this sampler has a likelihood, so there is nothing to learn from; "
+                "set sampler.eta above 0 (flow_sde: sampler.noise)"
+            )
         if self.images % self.images_per_prompt:
             raise ValueError(f"method.images={self.images} must be a multiple of method.images_per_prompt={self.images_per_prompt}")
         if self.paired and self.images_per_prompt < 2:

@@ -76,8 +76,12 @@ class Pipeline(Diffusion):
         if init is not None:
             self.start = "init"
             self.copies["init"] = self._loaded(init)
+        self.shape = self.native()
+
+    def native(self) -> tuple[int, int, int]:
+        """Shape of a latent of the pipeline's own image size."""
         made: Any = self.denoiser.config
-        self.shape = (made.in_channels, made.sample_size, made.sample_size)
+        return made.in_channels, made.sample_size, made.sample_size
 
     @abstractmethod
     def embedded(self, prompts: Sequence[str], device: torch.device) -> Tensor:

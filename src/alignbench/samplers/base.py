@@ -14,7 +14,7 @@ class Sampler(Protocol):
     evaluations: int  # network evaluations a step of one image: 2 with guidance
 
     def time(self, model: Diffusion, k: Tensor) -> Tensor:
-        """The network's time at steps k [N]: [N] indices into the model's alpha_bar."""
+        """The network's time at steps k [N]: [N], as the model's alpha_sigma takes them."""
 
     def x0(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Tensor:
         """The clean latent that step k [N] predicts from states x: [N,C,h,w], with gradient."""
