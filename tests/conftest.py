@@ -7,6 +7,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import tiny_sdxl
 import torch
 
 from alignbench.check import read_choice
@@ -77,6 +78,14 @@ def world() -> GaussianWorld:
 @pytest.fixture
 def policy(world: GaussianWorld) -> Policy:
     return Policy(world, DDIM(steps=4, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=64)
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small Stable Diffusion XL pipeline with random weights."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    tiny_sdxl.build(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,17 @@ from alignbench.experiment import Experiment
 from alignbench.report.record import read_metrics, read_result, read_samples
 from alignbench.rng import generator
 
-SANDBOX_AS = "model.path=package://models/sandbox"  # the same loading code, without the download
+SANDBOX, LEADING = "model.path=package://models/sandbox", "model.schedule.timestep_spacing=leading"
+HERE = {  # the same loading code from what is here, without the download; {sdxl} is the folder of a small pipeline
+    "sd15": [SANDBOX],
+    "sd_turbo": [SANDBOX, LEADING],
+    "sdxl": ["model.path={sdxl}"],
+    "sdxl_turbo": ["model.path={sdxl}", LEADING],
+    **{
+        model: ["model.path={sdxl}", "model.init={sdxl}/unet:diffusion_pytorch_model.safetensors"]
+        for model in ("di_star_sdxl", "sdxl_dmd2", "sdxl_dmd2_one_step", "sdxl_lcm")
+    },
+}
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
 SMALL = [
     "model=gaussian",
@@ -50,10 +60,14 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
-def test_every_choice_is_built(group: str, choice: str, tmp_path: Path, segformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_choice_is_built(
+    group: str, choice: str, tmp_path: Path, segformer: Path, sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
-    words = [*fitting(group, choice), *([SANDBOX_AS] if choice == "sd15" else [])]
+    words = fitting(group, choice)
+    model = next(word.removeprefix("model=") for word in words if word.startswith("model="))
+    words += [word.format(sdxl=sdxl) for word in HERE.get(model, [])]
     if choice == "segmentation":
         words.append(f"reward.path={segformer}")
     built = Experiment.build(compose(words).config)
