@@ -11,7 +11,7 @@ from conftest import FULL, LORA
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from alignbench.compose import compose
+from alignbench.compose import _digest, compose
 from alignbench.config import MissingAsset
 from alignbench.models.base import Spec
 from alignbench.models.stable_diffusion_xl import StableDiffusionXL
@@ -29,7 +29,7 @@ TRAILING = [999, 749, 499, 249]
 def a_model(folder: Path, spec: Spec | None = None, perturb: bool = False, **setting: Any) -> StableDiffusionXL:
     model = StableDiffusionXL(**{**SETTING, "path": str(folder), "schedule": tiny_sdxl.SCHEDULE, **setting})
     if spec:
-        model.grow("policy", spec)
+        model.grow("policy", spec, model.start)
         if perturb:  # as if it had been trained
             noise = generator(0, "perturb")
             for parameter in model.trainable("policy").values():
@@ -173,7 +173,7 @@ def test_training_starts_from_a_folder_or_a_file(sdxl: Path, tmp_path: Path, kin
 
 
 def test_training_starts_from_a_fused_lora(sdxl: Path, tmp_path: Path) -> None:
-    spec = Spec("lora", 4, 16.0, (*LORA.targets, "proj_in"))  # an alpha that a loader without metadata would lose
+    spec = Spec("lora", 4, 16.0, LORA.targets)  # an alpha that a loader without metadata would lose
     trained = a_model(sdxl, spec, perturb=True)
     trained.export("policy", tmp_path, spec)
     model = a_model(sdxl, LORA, init=f"{tmp_path}:pytorch_lora_weights.safetensors")
@@ -194,7 +194,7 @@ def test_training_starts_from_a_fused_lora(sdxl: Path, tmp_path: Path) -> None:
 def test_training_starts_from_a_lora_in_kohyas_names(sdxl: Path, tmp_path: Path) -> None:
     """As latent-consistency/lcm-lora-sdxl is: lora_unet_*, with an alpha beside each layer."""
     at, weight = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", torch.randn(32, 32, generator=generator(0, "w"))
-    up, down = torch.linalg.qr(weight)
+    up, down = (factor.contiguous() for factor in torch.linalg.qr(weight))
     key = f"lora_unet_{at.replace('.', '_')}"
     save_file(
         {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(16.0)}, tmp_path / "k.safetensors"
@@ -225,7 +225,9 @@ def test_weights_that_do_not_fit_are_missing_assets(sdxl: Path, tmp_path: Path) 
         tmp_path / "lora_half.safetensors",
     )
     save_file({**adapter, f"{at}.lora_A.weight": torch.zeros(4, 8)}, tmp_path / "lora_shape.safetensors")
-    save_file({f"text_encoder.{name}": each for name, each in adapter.items()} | adapter, tmp_path / "lora_text.safetensors")
+    save_file(
+        {name.replace("unet", "text_encoder"): each.clone() for name, each in adapter.items()} | adapter, tmp_path / "lora_text.safetensors"
+    )
     for name in (
         *("shape.safetensors", "key.safetensors", "more.safetensors", "cut.safetensors", "cut.bin", "empty.bin", "list.bin", "code.bin"),
         *("lora_nowhere.safetensors", "lora_half.safetensors", "lora_shape.safetensors", "lora_text.safetensors"),
@@ -250,8 +252,6 @@ def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
     hashes = []
     for content in (b"1", b"2", b"1"):
         (tmp_path / "x.bin").write_bytes(content)
-        from alignbench.compose import _digest
-
         _digest.cache_clear()
         hashes.append(compose(words).hash)
     assert hashes[0] == hashes[2] != hashes[1]
