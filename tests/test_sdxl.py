@@ -204,6 +204,31 @@ def test_training_starts_from_a_lora_in_kohyas_names(sdxl: Path, tmp_path: Path)
     torch.testing.assert_close(moved, 0.5 * weight, rtol=0, atol=1e-5)  # alpha / rank = 16 / 32
 
 
+def test_a_file_of_a_hub_repository_comes_from_the_cache(sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, snapshot = other_unet(sdxl), tmp_path / "models--someone--weights" / "snapshots" / ("0" * 40)
+    (snapshot / "sub").mkdir(parents=True)
+    save_file(unet.state_dict(), snapshot / "sub" / "x.safetensors")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = a_model(sdxl, init="someone/weights:sub/x.safetensors")
+    with torch.no_grad():
+        assert torch.equal(model.eps(*inputs(model), "init"), noise_of(unet, sdxl))
+    with pytest.raises(MissingAsset, match=r"`hf download someone/weights y\.safetensors`"):
+        a_model(sdxl, init="someone/weights:y.safetensors")
+
+
+def test_sixteen_bits_hold_the_frozen_weights_alone(sdxl: Path) -> None:
+    model = a_model(sdxl, LORA, dtype="bfloat16", init=f"{sdxl}/unet:diffusion_pytorch_model.safetensors")
+    x, t, cond = inputs(model)
+    eps = model.eps(x, t, cond, "policy", guidance=5.0)
+    assert torch.equal(eps, model.eps(x, t, cond, model.start, guidance=5.0))
+    assert {each.dtype for each in (x, cond, eps, model.decode(x))} == {torch.float32}
+    assert {each.dtype for each in model.trainable("policy").values()} == {torch.float32}
+    assert {each.dtype for each in (next(model.copies["init"].parameters()), next(model.denoiser.parameters()))} == {torch.bfloat16}
+    assert (eps - a_model(sdxl).eps(x, t, cond, None, guidance=5.0)).abs().max() < 0.1
+
+
 def test_weights_that_do_not_fit_are_missing_assets(sdxl: Path, tmp_path: Path) -> None:
     weights = other_unet(sdxl).state_dict()
     key = "conv_in.weight"
