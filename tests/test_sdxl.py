@@ -192,16 +192,25 @@ def test_training_starts_from_a_fused_lora(sdxl: Path, tmp_path: Path) -> None:
 
 
 def test_training_starts_from_a_lora_in_kohyas_names(sdxl: Path, tmp_path: Path) -> None:
-    """As latent-consistency/lcm-lora-sdxl is: lora_unet_*, with an alpha beside each layer."""
-    at, weight = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", torch.randn(32, 32, generator=generator(0, "w"))
-    up, down = (factor.contiguous() for factor in torch.linalg.qr(weight))
-    key = f"lora_unet_{at.replace('.', '_')}"
-    save_file(
-        {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(16.0)}, tmp_path / "k.safetensors"
-    )
-    model = a_model(sdxl, init=f"{tmp_path}:k.safetensors")
-    moved = model.copies["init"].get_submodule(at).weight - model.denoiser.get_submodule(at).weight
-    torch.testing.assert_close(moved, 0.5 * weight, rtol=0, atol=1e-5)  # alpha / rank = 16 / 32
+    """As latent-consistency/lcm-lora-sdxl is: lora_unet_*, with an alpha beside each layer, and on more layers than attention's."""
+    attention = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+    targets = (*attention, "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
+    unet, noise, rank, alpha = a_model(sdxl).denoiser, generator(0, "w"), 4, 2.0
+    moves, weights = {}, {}
+    for at, layer in unet.named_modules():
+        if at.endswith(targets):
+            out, *size = layer.weight.shape
+            up, down = 0.1 * torch.randn(out, rank, generator=noise), 0.1 * torch.randn(rank, *size, generator=noise)
+            key = f"lora_unet_{at.replace('.', '_')}"
+            flat = up[:, :, None, None].clone() if len(size) == 3 else up
+            weights |= {f"{key}.lora_up.weight": flat, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(alpha)}
+            moves[at] = alpha / rank * torch.einsum("or,r...->o...", up, down)
+    assert {each for each in targets if any(at.endswith(each) for at in moves)} == set(targets)
+    save_file(weights, tmp_path / "k.safetensors")
+    start = a_model(sdxl, init=f"{tmp_path}:k.safetensors").copies["init"].state_dict()
+    for name, before in unet.state_dict().items():
+        move = moves.get(name.removesuffix(".weight"), torch.zeros(()))
+        torch.testing.assert_close(start[name], before + move, rtol=0, atol=1e-6)
 
 
 def test_a_file_of_a_hub_repository_comes_from_the_cache(sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
