@@ -155,7 +155,7 @@ class Pipeline(Diffusion):
                 network = self._filled(file_at(place, file))
             else:
                 network = kind.from_pretrained(place, dtype=next(self.denoiser.parameters()).dtype, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" (")[0]
             fetch = " ".join(filter(None, ["hf download", place, file]))
             raise MissingAsset(f"model.init={init}: no {kind.__name__} there ({reason}); fetch it whole with `{fetch}`") from error
@@ -181,6 +181,8 @@ class Pipeline(Diffusion):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         kind: Any = type(self.pipeline[0])
+        if not hasattr(kind, "lora_state_dict"):
+            raise ValueError(f"diffusers reads no LoRA for {self.family}")
         layers, *alphas, metadata = kind.lora_state_dict(
             file.parent,
             weight_name=file.name,
