@@ -7,6 +7,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import tiny_sdxl
 import torch
 
 from alignbench.check import read_choice
@@ -80,6 +81,14 @@ def policy(world: GaussianWorld) -> Policy:
 
 
 @pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small Stable Diffusion XL pipeline with random weights."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    tiny_sdxl.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pixart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of tiny PixArt pipelines with random weights: `alpha` and `sigma`."""
     import tiny_pixart
@@ -100,14 +109,19 @@ def flow_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def stand_ins(pixart: dict[str, Path], flow_folders: dict[str, Path]) -> dict[str, list[str]]:
+def stand_ins(pixart: dict[str, Path], flow_folders: dict[str, Path], sdxl: Path) -> dict[str, list[str]]:
     """Words that put a small local pipeline in a model's place: the same loading code, without the download. By model."""
-    here = f"model.path={SANDBOX}"
+    here, leading, xl = f"model.path={SANDBOX}", "model.schedule.timestep_spacing=leading", f"model.path={sdxl}"
+    xl_init = f"model.init={sdxl}/unet:diffusion_pytorch_model.safetensors"
     return {
         "sd14": [here],
         "sd15": [here],
         "sd15_one_step": [here],
         "sd21": [here, "model.schedule.prediction_type=epsilon"],
+        "sd_turbo": [here, leading],
+        "sdxl": [xl],
+        "sdxl_turbo": [xl, leading],
+        **{model: [xl, xl_init] for model in ("di_star_sdxl", "sdxl_dmd2", "sdxl_dmd2_one_step", "sdxl_lcm")},
         "pixart_alpha": [f"model.path={pixart['alpha']}"],
         "pixart_sigma": [f"model.path={pixart['sigma']}"],
         "sd35_medium": [f"model.path={flow_folders['sd3']}", "model.pixels=16"],

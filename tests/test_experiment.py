@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import fitting
+from conftest import SANDBOX, fitting
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
@@ -216,6 +216,6 @@ def test_without_the_weights_the_plan_is_printed_before_what_is_missing(words: l
 
 def test_the_plan_without_weights_is_the_plan_with_them() -> None:
     for words in (["method=ddpo"], ["method=d3po"], ["method=di_star", "reward=brightness"], ["method=kl_rlhf"], ["method=rwr"]):
-        config = compose([*words, "model=sd15", SANDBOX_AS, "epochs=3"]).config
+        config = compose([*words, "model=sd15", f"model.path={SANDBOX}", "epochs=3"]).config
         built = Experiment.build(config)
         assert all(line in outline(config) for line in costs(config, built.method).values())

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignbench.check import ROOTS, check, file_of, read_choice, short
-from alignbench.config import GROUPS, HOST_ONLY, ConfigError, arguments, choices, conf_folder, located
+from alignbench.config import GROUPS, HOST_ONLY, ConfigError, arguments, choices, conf_folder, parted
 from alignbench.signatures import fact_of, nearest
 
 RESULTS_VERSION = 1  # raised by hand when the same config gives other numbers
@@ -303,7 +303,7 @@ def _identity(config: dict) -> dict:
 
 def _hash(identity: dict) -> str:
     named = [(key, value) for key, value in _leaves(identity) if key.endswith((".path", ".init")) and isinstance(value, str)]
-    assets = {key: _digest(Path(located(value))) for key, value in named}
+    assets = {key: _digest(Path(*filter(None, parted(value)))) for key, value in named}
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -140,6 +140,15 @@ def located(path: str) -> str:
     return str(Path(__file__).parent / path.removeprefix(PACKAGED)) if path.startswith(PACKAGED) else path
 
 
+def parted(path: str) -> tuple[str, str | None]:
+    """`place:file` as the two, with the place as `located` has it; the file is None where the path names none."""
+    where = located(path)
+    if ":" not in where or Path(where).exists():
+        return where, None
+    place, _, file = where.rpartition(":")
+    return place, file
+
+
 def conf_folder() -> Path:
     """conf/ inside the installed package, else at the root of the repository."""
     package = Path(__file__).resolve().parent

@@ -5,12 +5,15 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alignbench.config import MissingAsset, located
+from alignbench.config import MissingAsset, located, parted
 from alignbench.models import lora
 from alignbench.models.base import Diffusion, Spec, VariancePreserving, Who
 
@@ -23,6 +26,25 @@ def quiet() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def file_at(place: str, file: str) -> Path:
+    """A file of a local folder or of a Hub repository. Raises OSError or ValueError where it cannot be had."""
+    if Path(place).is_dir():
+        return Path(place, file)
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(place, file))
+
+
+def tensors(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file of safetensors or of torch.save; never its code."""
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
+        raise ValueError("not a state dict")
+    return weights
 
 
 class Pipeline(Diffusion):
@@ -42,10 +64,11 @@ class Pipeline(Diffusion):
         dtype: Literal["float32", "bfloat16"],
         schedule: dict[str, str | bool | int | float | None],
     ):
-        """path: Hub id, local folder or package://folder. init: a denoiser in diffusers' format, for weights that training starts from
-        while the pipeline's own stay the score reference (a distilled student); null: the pipeline's own. gated: its terms must be
-        accepted on the Hub first. dtype: of the frozen networks; what is trained is float32. schedule: what log-probabilities depend on,
-        as the scheduler's own config names it. Raises MissingAsset where files cannot be had, ValueError where the schedule is another.
+        """path: Hub id, local folder or package://folder. init: weights that training starts from while the pipeline's own stay the score
+        reference (a distilled student): a denoiser in diffusers' format (Hub id or folder), or `place:file` with all its weights or a LoRA
+        on the pipeline's own; null: the pipeline's own. gated: its terms must be accepted on the Hub first. dtype: of the frozen networks;
+        what is trained is float32. schedule: what log-probabilities depend on, as the scheduler's own config names it. Raises MissingAsset
+        where files cannot be had, ValueError where the schedule is another.
         """
         super().__init__()
         import diffusers
@@ -127,15 +150,59 @@ class Pipeline(Diffusion):
             raise KeyError(f"nothing named {who!r} was grown on this model")
         return self.denoiser if who is None else self.copies[who]
 
-    def _loaded(self, path: str) -> nn.Module:
+    def _loaded(self, init: str) -> nn.Module:
+        """A frozen denoiser with the weights that `init` names."""
         kind: Any = type(self.denoiser)
+        place, file = parted(init)
         try:
-            network = kind.from_pretrained(located(path), dtype=next(self.denoiser.parameters()).dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise MissingAsset(
-                f"model.init={path}: no {kind.__name__} there ({str(error).strip().splitlines()[0].split(' (')[0]})"
-            ) from error
+            if file is not None:
+                network = self._filled(file_at(place, file))
+            else:
+                network = kind.from_pretrained(place, dtype=next(self.denoiser.parameters()).dtype, use_safetensors=True)
+        except (OSError, ValueError, RuntimeError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" (")[0]
+            fetch = " ".join(filter(None, ["hf download", place, file]))
+            raise MissingAsset(f"model.init={init}: no {kind.__name__} there ({reason}); fetch it whole with `{fetch}`") from error
         return network.requires_grad_(False).eval()
+
+    def _filled(self, file: Path) -> Any:
+        """A copy of the pipeline's denoiser with the weights of a file, or with the LoRA in it fused in. Raises ValueError where they are
+        another network's.
+        """
+        network: Any = copy.deepcopy(self.denoiser)
+        weights = tensors(file)
+        if any("lora" in key for key in weights):
+            self._fuse(network, file)
+            return network
+        wanted, there = ({key: each.shape for key, each in state.items()} for state in (network.state_dict(), weights))
+        if odd := sorted(key for key in wanted | there if wanted.get(key) != there.get(key)):
+            raise ValueError(f"{len(odd)} weights are missing, too many or of another shape, such as {odd[0]}")
+        network.load_state_dict(weights)
+        return network
+
+    def _fuse(self, network: Any, file: Path) -> None:
+        """As diffusers' own `load_lora_weights` and `fuse_lora`, which would do it to the pipeline's denoiser."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        kind: Any = type(self.pipeline[0])
+        if not hasattr(kind, "lora_state_dict"):
+            raise ValueError(f"diffusers reads no LoRA for {self.family}")
+        layers, *alphas, metadata = kind.lora_state_dict(
+            file.parent,
+            weight_name=file.name,
+            use_safetensors=file.suffix == ".safetensors",
+            local_files_only=True,
+            unet_config=network.config,  # for the block names of other trainers' files
+            return_lora_metadata=True,
+        )
+        if foreign := [key for key in layers if not key.startswith(f"{self.component}.")]:
+            raise ValueError(f"its LoRA changes more than the {self.component}: {foreign[0]}")
+        network.load_lora_adapter(layers, prefix=self.component, network_alphas=alphas[0] if alphas else None, metadata=metadata)
+        found = sum(isinstance(layer, BaseTunerLayer) for layer in network.modules())
+        if 2 * found != (there := sum(key.endswith("weight") for key in layers)):  # what fits nowhere is only logged
+            raise ValueError(f"its LoRA has {there} weights, and they fit {found} layers of two each")
+        network.fuse_lora()
+        network.unload_lora()
 
     def grow(self, who: str, spec: Spec, start: Who = None) -> None:
         if spec.kind == "full":
