@@ -6,6 +6,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import imagereward_file
 import pytest
 import torch
 
@@ -94,4 +95,13 @@ def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     net.save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ImageReward.pt of a small network with random weights, and a vocabulary for it."""
+    folder = tmp_path_factory.mktemp("imagereward")
+    torch.save(imagereward_file.weights(), folder / "ImageReward.pt")
+    (folder / "vocab.txt").write_text("\n".join(imagereward_file.WORDS) + "\n")
     return folder
