@@ -14,6 +14,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from alignbench.__main__ import main
 from alignbench.config import MissingAsset
 from alignbench.rewards.imagereward import CLIP_MEAN, CLIP_STD, PUBLISHED, ImageReward, Network, Sizes, framed, published_name
 from alignbench.rng import generator
@@ -73,6 +74,16 @@ def test_the_gradient_is_that_of_the_score(image_reward: Path) -> None:
         ends = [reward(seen + side * 1e-5 * step, PROMPTS[:1]).item() for side in (1, -1)]
     assert seen.grad is not None
     assert (seen.grad * step).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("shade", [0.0, 0.5, 1.0])
+def test_every_pixel_has_a_gradient_and_it_ends_at_the_crop(shade: float) -> None:
+    picture = torch.full((1, 3, 300, 400), shade, requires_grad=True)
+    framed(picture, 224).sum().backward()
+    assert picture.grad is not None
+    assert (picture.grad[..., 52:348] > 0).all()  # 300 of 400 columns are seen, and a little beyond for the filter
+    assert not picture.grad[..., :45].any()
+    assert not picture.grad[..., 355:].any()
 
 
 def test_the_score_is_that_of_the_published_file_by_hand(image_reward: Path) -> None:
@@ -270,3 +281,21 @@ def test_without_a_network_the_hub_s_names_say_what_to_fetch(image_reward: Path,
     with (tmp_path / "vocab.txt").open("a") as file:
         file.write("more\n")
     assert "18 words where the weights know 17" in refused(image_reward / "ImageReward.pt", tmp_path)
+
+
+def test_a_run_trains_through_it_and_one_without_the_file_ends_with_3(
+    image_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageReward, "sizes", SMALL)
+    words = [
+        "method=di_star",
+        "model=sandbox_one_step",
+        "reward=imagereward",
+        "eval=quick",
+        "eval.prompts=2",
+        "eval.images=2",
+        "eval.grid=2",
+    ]
+    words += ["eval.every=0", "epochs=1", "method.turns=1", "method.batch=4", f"reward.tokenizer={image_reward}", f"output={tmp_path}"]
+    assert main([*words, f"reward.path={image_reward}/ImageReward.pt"]) == 0
+    assert main(words) == 3  # the published file is not here
