@@ -6,7 +6,6 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import imagereward_file
 import pytest
 import torch
 
@@ -101,6 +100,8 @@ def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ImageReward.pt of a small network with random weights, and a vocabulary for it."""
+    import imagereward_file  # here: a copy of this file alone works
+
     folder = tmp_path_factory.mktemp("imagereward")
     torch.save(imagereward_file.weights(), folder / "ImageReward.pt")
     (folder / "vocab.txt").write_text("\n".join(imagereward_file.WORDS) + "\n")
