@@ -147,6 +147,17 @@ def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ImageReward.pt of a small network with random weights, and a vocabulary for it."""
+    import imagereward_file  # here: a copy of this file alone works
+
+    folder = tmp_path_factory.mktemp("imagereward")
+    torch.save(imagereward_file.weights(), folder / "ImageReward.pt")
+    (folder / "vocab.txt").write_text("\n".join(imagereward_file.WORDS) + "\n")
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """tests/test_families.py: a table, family x step = ok."""
     passed = [value for report in terminalreporter.stats.get("passed", []) for key, value in report.user_properties if key == "family"]

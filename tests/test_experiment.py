@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import imagereward_file
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from alignbench.compose import compose
 from alignbench.config import MissingAsset, choices, conf_folder, located
 from alignbench.experiment import Experiment, costs, outline
 from alignbench.report.record import read_metrics, read_result, read_samples
+from alignbench.rewards.imagereward import ImageReward, Sizes
 from alignbench.rng import generator
 
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
@@ -50,7 +52,13 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
 def test_every_choice_is_built(
-    group: str, choice: str, tmp_path: Path, segformer: Path, stand_ins: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    group: str,
+    choice: str,
+    tmp_path: Path,
+    segformer: Path,
+    image_reward: Path,
+    stand_ins: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
@@ -58,6 +66,9 @@ def test_every_choice_is_built(
     words += [word for model, instead in stand_ins.items() if f"model={model}" in words for word in instead]
     if choice == "segmentation":
         words.append(f"reward.path={segformer}")
+    if choice == "imagereward":
+        monkeypatch.setattr(ImageReward, "sizes", Sizes(imagereward_file.VISION, imagereward_file.TEXT, imagereward_file.HEAD))
+        words += [f"reward.path={image_reward}/ImageReward.pt", f"reward.tokenizer={image_reward}"]
     built = Experiment.build(compose(words).config)
     assert len(built.method.updates) % built.method.updates.accumulate == 0
     assert bool(len(built.method.updates)) == bool(built.method.plan()) == bool(built.policy.trainable()) == bool(built.config["epochs"])
