@@ -60,7 +60,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 @SPECS
 @pytest.mark.parametrize("name", ["ddpo", "di_star"])
-@pytest.mark.parametrize(("economy", "tolerance", "of_gradients"), [("gradient_checkpointing", 1e-6, 1e-6), ("channels_last", 1e-5, 5e-5)])
+@pytest.mark.parametrize(("economy", "tolerance", "of_gradients"), [("gradient_checkpointing", 1e-6, 1e-6), ("channels_last", 1e-5, 1e-4)])
 def test_losses_and_gradients_stay(economy: str, tolerance: float, of_gradients: float, name: str, spec: Spec) -> None:
     """Checkpointing bit for bit in fact. Another layout sums in another order; DDPO's gradient is a difference of larger numbers."""
     usual = a_method(name, spec)
