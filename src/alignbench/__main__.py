@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERBS = {  # verb -> (module:function of the words after it, what it does)
     "ls": ("alignbench.__main__:ls", "list groups and their choices: ls, ls methods"),
     "doctor": ("alignbench.doctor:doctor", "say what a run would miss, before it starts: doctor model=sd15 epochs=10"),
+    "export": ("alignbench.export:export", "a run's weights as other programs load them, with a model card: export outputs/<run>"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return front_door(list(sys.argv[1:] if argv is None else argv))
     except ConfigError as error:
         return complain(error, 2)
+    except MissingAsset as error:
+        return complain(error, 3)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `alignbench ls | head`

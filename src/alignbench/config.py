@@ -95,6 +95,10 @@ class ModelFacts:
 class TrainerFacts:
     threads: Index  # torch's threads; 0 = its own choice
     micro_batch: Count  # rows a forward
+    gradient_checkpointing: bool  # activations are made again in the backward pass: less memory, about a third more time
+    compile: bool  # torch.compile of the denoiser and its copies
+    channels_last: bool  # a UNet's weights in the layout that convolutions on tensor cores want
+    vae_tiling: bool  # decodes in tiles what is larger than the VAE's own size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +126,14 @@ class OptimizerLimits:
 
 LIMITS = {"lightning.pytorch.trainer.": TrainerLimits, "torch.optim.": OptimizerLimits}
 FACTS = {"method": MethodFacts, "model": ModelFacts, "trainer": TrainerFacts}  # keys beside `_target_` that no constructor takes
+ECONOMIES = ("gradient_checkpointing", "compile", "channels_last", "vae_tiling")  # of TrainerFacts: what `Diffusion.economise` takes
 HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
     "output": None,
     "eval": ("batch",),
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
+    "trainer": (
+        *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
+        *ECONOMIES,
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from alignbench.checkpoint import AtomicCheckpointIO, Damaged
 from alignbench.compose import compose
-from alignbench.config import MissingAsset, arguments
+from alignbench.config import ECONOMIES, MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread
 from alignbench.evaluation.evaluate import Scored, score
 from alignbench.methods.base import Method
@@ -78,6 +78,7 @@ class Experiment:
                 )
         method = method_of(config, policy, reward)
         method.grow(spec)
+        model.economise(**{key: config["trainer"][key] for key in ECONOMIES})
         return cls(config, model, spec, policy, reward, [reward, *others], prompts, method)
 
     @classmethod

@@ -149,6 +149,9 @@ class Diffusion(nn.Module, ABC):
             for parameter, before in wanted.items():
                 parameter.requires_grad_(before)
 
+    def economise(self, *, gradient_checkpointing: bool, compile: bool, channels_last: bool, vae_tiling: bool) -> None:
+        """Save memory or time, once all copies have grown; no result changes beyond rounding. Here: nothing to save."""
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -1,7 +1,9 @@
 """LoRA adapters inside a frozen network (peft), switched without touching requires_grad."""
 
+import copy
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignbench.models.base import Spec
 
@@ -42,3 +44,33 @@ def switch(network: nn.Module, who: str | None) -> None:
 def parameters(network: nn.Module, who: str) -> dict[str, nn.Parameter]:
     """The adapter's weights by name."""
     return {name: parameter for name, parameter in network.named_parameters() if "lora_" in name and f".{who}." in f".{name}."}
+
+
+def kohya(network: nn.Module, who: str) -> dict[str, Tensor]:
+    """A UNet's adapter by the names of kohya's scripts, which ComfyUI and A1111 read: lora_unet_<module>.lora_down, .lora_up, .alpha.
+
+    A reader scales by alpha / rank, and takes alpha = rank where none is written.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    weights = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, BaseTunerLayer) and who in layer.lora_A:
+            key = f"lora_unet_{name.replace('.', '_')}"
+            weights[f"{key}.lora_down.weight"] = layer.lora_A[who].weight
+            weights[f"{key}.lora_up.weight"] = layer.lora_B[who].weight
+            weights[f"{key}.alpha"] = torch.tensor(float(layer.lora_alpha[who]))
+    return {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+
+
+def merged(network: nn.Module, who: str) -> nn.Module:
+    """A copy of the network with the adapter added into its weights (rounded to their precision), and no adapters left."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    alone = copy.deepcopy(network)
+    for name, layer in list(alone.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            if who in layer.lora_A:
+                layer.merge(adapter_names=[who])
+            alone.set_submodule(name, layer.get_base_layer())
+    return alone

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from alignbench.config import MissingAsset, located, parted
 from alignbench.models import lora
 from alignbench.models.base import Diffusion, Spec, VariancePreserving, Who
+from alignbench.models.recompute import recomputed
 
 
 def quiet() -> None:
@@ -222,7 +223,7 @@ class Pipeline(Diffusion):
     def export(self, who: str, folder: Path, spec: Spec) -> None:
         """A diffusers LoRA in `folder` (`load_lora_weights`), or the full copy in a folder of the denoiser's name (`from_pretrained`)."""
         if spec.kind == "full":
-            network: Any = self.copies[who]
+            network: Any = self.copies[who].to(memory_format=torch.contiguous_format)  # safetensors writes no other
             network.save_pretrained(folder / self.component)
         else:
             self._export_lora(who, folder)
@@ -234,6 +235,7 @@ class Pipeline(Diffusion):
 
         network: Any = self._network(self.adapters[who])
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=who))
+        layers = {key: value.contiguous() for key, value in layers.items()}  # safetensors writes no other layout
         facts = network.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
         facts["target_modules"] = sorted(facts["target_modules"])  # a set, whose order changes from process to process
         named = {f"{self.component}.{key}": fact for key, fact in facts.items()}
@@ -244,6 +246,36 @@ class Pipeline(Diffusion):
             **{f"{self.component}_lora_layers": layers},
             save_function=lambda weights, path: save_file(weights, path, metadata),
         )
+
+    def export_kohya(self, who: str, file: Path) -> None:
+        """The LoRA `who` of a UNet as ComfyUI and A1111 read it."""
+        from safetensors.torch import save_file
+
+        save_file(lora.kohya(self._network(self.adapters[who]), who), file, {"format": "pt"})
+
+    def export_pipeline(self, who: str, folder: Path) -> None:
+        """The whole pipeline with `who` as its denoiser, a LoRA merged into it: `from_pretrained(folder)`."""
+        network = lora.merged(self._network(self.adapters[who]), who) if who in self.adapters else self.copies[who]
+        pipeline = self.pipeline[0]
+        try:
+            setattr(pipeline, self.component, network.to(memory_format=torch.contiguous_format))
+            pipeline.save_pretrained(folder)
+        finally:
+            setattr(pipeline, self.component, self.denoiser)
+
+    def economise(self, *, gradient_checkpointing: bool, compile: bool, channels_last: bool, vae_tiling: bool) -> None:
+        """The denoiser, its copies, and the VAE, which a reward's gradient may flow through. Tiles: of images larger than the VAE's own."""
+        networks: list[Any] = [self.denoiser, *self.copies.values()]
+        if gradient_checkpointing:
+            for network in (*networks, self.vae):
+                network.enable_gradient_checkpointing(recomputed)
+        if vae_tiling:
+            self.vae.enable_tiling()
+        for network in networks:
+            if channels_last and self.component == "unet":  # a transformer has no convolutions to speak of
+                network.to(memory_format=torch.channels_last)
+            if compile:
+                network.compile()
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,189 @@
+"""What saves memory or time changes no result: losses and gradients on the sandbox with and without, and proof that each is on at all."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FULL, LORA, SANDBOX
+from diffusers import UNet2DConditionModel
+from methods_zoo import Hill, made, moved, prompts_of
+from torch import Tensor, nn
+
+from alignbench.compose import compose
+from alignbench.config import ECONOMIES
+from alignbench.experiment import Experiment
+from alignbench.methods.base import Method
+from alignbench.methods.di_star import DIStar, GeneratorTurn
+from alignbench.models.base import Spec
+from alignbench.models.stable_diffusion import StableDiffusion
+from alignbench.rng import Draws, generator
+
+NONE = dict.fromkeys(ECONOMIES, False)
+SPECS = pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
+
+
+def a_model(spec: Spec) -> StableDiffusion:
+    torch.manual_seed(0)  # an adapter's first weights
+    model = StableDiffusion(path=SANDBOX, revision=None, init=None, gated=False, dtype="float32", schedule={})
+    model.grow("policy", spec)
+    return model
+
+
+def a_method(name: str, spec: Spec, **on: bool) -> Method:
+    """Away from its start, so that policy, critic and reference differ; in order, as experiment.build does it."""
+    size = {"batch": 3} if name == "di_star" else {"images": 6, "batch": 3}
+    method = moved(made(name, model=a_model(spec), spec=spec, reward=Hill(), **size), 0.02)
+    method.policy.model.economise(**(NONE | on))
+    return method
+
+
+def last_batch(method: Method) -> Any:
+    batch = list(method.collect(prompts_of(method, ["a small red circle", "a large white ring"]), Draws(0, 0)))[-1]
+    assert not isinstance(method, DIStar) or isinstance(batch, GeneratorTurn)
+    return batch
+
+
+def turn(method: Method, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a minibatch and the gradient of every weight that has one."""
+    loss, _ = method.loss(batch)
+    loss.backward()
+    return loss.detach(), {name: each.grad.clone() for name, each in method.named_parameters() if each.grad is not None}
+
+
+def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference between two gradients, as a share of the largest entry."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one) / max(each.abs().max().item() for each in one.values())
+
+
+@SPECS
+@pytest.mark.parametrize("name", ["ddpo", "di_star"])
+@pytest.mark.parametrize(("economy", "tolerance", "of_gradients"), [("gradient_checkpointing", 1e-6, 1e-6), ("channels_last", 1e-5, 1e-4)])
+def test_losses_and_gradients_stay(economy: str, tolerance: float, of_gradients: float, name: str, spec: Spec) -> None:
+    """Checkpointing bit for bit in fact. Another layout sums in another order; DDPO's gradient is a difference of larger numbers."""
+    usual = a_method(name, spec)
+    batch = last_batch(usual)
+    (loss, plain), (again, saved) = turn(usual, batch), turn(a_method(name, spec, **{economy: True}), batch)
+    print(f"FIGURE {economy} {name} {spec.kind} loss {abs(again - loss).item() / abs(loss).item():.2e} grad {apart(plain, saved):.2e}")
+    torch.testing.assert_close(again, loss, rtol=tolerance, atol=tolerance)
+    assert apart(plain, saved) <= of_gradients
+    assert max(each.abs().max() for each in plain.values()) > 0
+
+
+def kept(model: StableDiffusion, **on: bool) -> tuple[int, int]:
+    """Bytes that a forward pass keeps for its backward pass, and how often a block ran in both."""
+    model.economise(**(NONE | on))
+    sizes: dict[int, int] = {}
+    runs: list[None] = []
+    unet = model.denoiser if not model.copies else model.copies["policy"]
+    block = [each for each in unet.modules() if type(each).__name__ == "ResnetBlock2D"][-1]  # before the first adapter nothing is kept
+    block.register_forward_pre_hook(lambda *_: runs.append(None))  # the second time it stops once the last activation is there
+    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(4, *model.shape, generator=generator(0, "x"))
+    cond = model.encode(["a small red circle"] * 4)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model.eps(x, torch.full((4,), 500), cond, "policy").square().mean()
+    held = sum(sizes.values())
+    loss.backward()
+    return held, len(runs)
+
+
+@SPECS
+def test_blocks_are_run_again_though_the_model_is_in_eval_mode(spec: Spec) -> None:
+    (plain, once), (saved, twice) = kept(a_model(spec)), kept(a_model(spec), gradient_checkpointing=True)
+    print(f"FIGURE kept {spec.kind} {plain} {saved}")
+    assert (once, twice) == (1, 2)
+    assert saved < plain / 2
+
+
+def test_what_is_run_again_runs_as_it_did() -> None:
+    """diffusers' own function computes the policy's blocks again with the adapter that is on by then: other gradients, or an error."""
+    method, usual = a_method("di_star", LORA), a_method("di_star", LORA)
+    batch = last_batch(usual)
+    _, plain = turn(usual, batch)
+    model = method.policy.model
+    assert isinstance(model, StableDiffusion)
+    for network in (model.denoiser, model.vae):
+        network.enable_gradient_checkpointing()
+    try:
+        _, naive = turn(method, batch)
+    except torch.utils.checkpoint.CheckpointError as error:
+        print("FIGURE naive", str(error)[:90])
+        return
+    print(f"FIGURE naive {apart(plain, naive):.2e}")
+    assert apart(plain, naive) > 1e-3
+
+
+def test_tiles_are_for_images_larger_than_the_vaes_own() -> None:
+    """At the VAE's own size nothing changes; above it the sandbox's VAE, whose tiles are 8 latents wide, gives quite other images."""
+    plain, tiled = a_model(LORA), a_model(LORA)
+    tiled.economise(**(NONE | {"vae_tiling": True}))
+    assert tiled.vae.use_tiling
+    assert not plain.vae.use_tiling
+    own = torch.randn(1, *plain.shape, generator=generator(0, "x"))
+    large = torch.nn.functional.interpolate(own, scale_factor=2, mode="bilinear")
+    with torch.no_grad():
+        assert torch.equal(plain.decode(own), tiled.decode(own))
+        difference = (plain.decode(large) - tiled.decode(large)).abs()
+    print(f"FIGURE tiling mean {difference.mean():.4f} max {difference.max():.4f}")
+    assert difference.max() > 0.01
+
+
+@pytest.mark.slow
+@SPECS
+def test_the_compiled_network_is_the_eager_one(spec: Spec) -> None:
+    """Policy and reference by turns, without and with gradient, and gradient checkpointing inside."""
+    torch.compiler.reset()
+    for more in ({}, {"gradient_checkpointing": True}):
+        eager, compiled = (moved(made("ddpo", model=a_model(spec), spec=spec), 0.02).policy.model for _ in range(2))
+        compiled.economise(**(NONE | more | {"compile": True}))
+        x, t = torch.randn(2, *eager.shape, generator=generator(0, "x")), torch.tensor([11, 701])
+        cond = eager.encode(["a small red circle", "a large white ring"])
+        for who in ("policy", None, "policy", None):
+            with torch.no_grad():
+                one, other = eager.eps(x, t, cond, who), compiled.eps(x, t, cond, who)
+            torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+            print(f"FIGURE compile {spec.kind} {more} {who} {(one - other).abs().max():.2e}")
+        gradients = []
+        for model in (eager, compiled):
+            (model.eps(x, t, cond, "policy") - model.eps(x, t, cond, None)).square().mean().backward()
+            gradients.append({name: each.grad for name, each in model.trainable("policy").items() if each.grad is not None})
+        print(f"FIGURE compile grad {apart(*gradients):.2e}")
+        assert apart(*gradients) < 1e-4
+
+
+@SPECS
+def test_export_and_copies_survive_all_of_it(spec: Spec, tmp_path: Path) -> None:
+    model = a_model(spec)
+    for each in model.trainable("policy").values():
+        each.data += 0.01
+    model.economise(gradient_checkpointing=True, compile=True, channels_last=True, vae_tiling=True)
+    model.export("policy", tmp_path, spec)
+    assert list(tmp_path.rglob("*.safetensors"))
+    copy.deepcopy(model.denoiser)
+    if spec.kind == "full":
+        written = dict(UNet2DConditionModel.from_pretrained(tmp_path / "unet").named_parameters())
+        assert all(torch.equal(written[name], each) for name, each in model.trainable("policy").items())
+
+
+def test_a_config_says_so_and_the_run_is_the_same_run() -> None:
+    words = [f"trainer.{key}=true" for key in ("gradient_checkpointing", "channels_last", "vae_tiling")]
+    plain, saving = compose(["epochs=1"]), compose(["epochs=1", *words])
+    assert saving.hash == plain.hash
+    assert saving.command == plain.command
+    model = Experiment.build(saving.config).model
+    assert isinstance(model, StableDiffusion)
+    networks: list[nn.Module] = [model.denoiser, *model.copies.values()]
+    assert all(network.is_gradient_checkpointing for network in (*networks, model.vae))
+    assert all(network.conv_in.weight.is_contiguous(memory_format=torch.channels_last) for network in networks)
+    assert model.vae.use_tiling
+    compiled = Experiment.build(compose(["epochs=1", "trainer.compile=true"]).config).model
+    assert all(network._compiled_call_impl is not None for network in compiled.copies.values())
