@@ -233,7 +233,7 @@ def test_a_fused_pipeline_needs_no_adapter(kind: str, spec: Spec, pixart: dict[s
     tuned, before = (model.eps(x, t, cond, who, guidance=4.5) for who in ("policy", None))
     folders = [tmp_path / name / f"{kind}_fused" for name in ("one", "two")]
     for folder in folders:
-        model.export_fused("policy", folder)
+        model.export_pipeline("policy", folder)
     assert written(folders[0]) == written(folders[1])
     fused = a_model(folders[0])
     assert not any("lora" in name for name, _ in fused.denoiser.named_parameters())
@@ -243,13 +243,6 @@ def test_a_fused_pipeline_needs_no_adapter(kind: str, spec: Spec, pixart: dict[s
         assert torch.equal(model.eps(x, t, cond, who, guidance=4.5), expected)
     images = pipeline(folders[0])(PROMPTS, num_inference_steps=2, latents=x, output_type="pt", **PLAIN).images
     assert images.shape == (2, 3, 32, 32)
-
-
-def test_the_reference_can_be_written_without_anybodys_adapter(pixart: dict[str, Path], tmp_path: Path) -> None:
-    model = a_model(pixart["alpha"], LORA, perturb=True)
-    x, t, cond = inputs(model)
-    model.export_fused(None, tmp_path / "alpha_base")
-    assert torch.equal(a_model(tmp_path / "alpha_base").eps(x, t, cond, None), model.eps(x, t, cond, None))
 
 
 def test_an_exported_full_copy_loads_as_a_transformer(pixart: dict[str, Path], tmp_path: Path) -> None:

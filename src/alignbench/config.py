@@ -88,6 +88,7 @@ class ModelFacts:
     licence: Text  # of the weights
     download_gb: NonNegative  # of the files that are loaded
     mirrors: list[Text]  # other places of the same weights
+    parameters_m: NonNegative  # of the denoiser, in millions
     memory_gb: NonNegative | None  # of a device for an update of DDPO with LoRA at micro-batch 1; null: not measured
 
 

@@ -174,6 +174,8 @@ def outline(config: dict[str, Any]) -> str:
     if not config["epochs"] or "path" in config["method"]:  # nothing to train, or trajectories of the real model are needed
         return rows(terms(config))
     world = GaussianWorld(shape=(4, 64, 64), mean=0.0, std=1.0)
+    if "shift" in config["model"]["schedule"]:  # a flow's; no step is taken, so its times need not be the model's own
+        world.prediction, world.times = "velocity", lambda steps: torch.linspace(1, 0, steps + 1)  # type: ignore[method-assign]
     world.grow(WHO, Spec("full", 1, 1.0, ()))
     return rows(terms(config) | costs(config, method_of(config, Policy(world, made(config["sampler"]), WHO, 1), Unasked())))
 
@@ -200,10 +202,15 @@ def terms(config: dict[str, Any]) -> dict[str, str]:
     facts = config["model"]
     if not facts["download_gb"]:
         return {}
-    needed = "not measured" if facts["memory_gb"] is None else f"{facts['memory_gb']:g} GB"
+    frozen = facts["parameters_m"] * {"float32": 4, "bfloat16": 2}[facts["dtype"]] / 1e3
+    needed = (
+        f"{facts['memory_gb']:g} GB"
+        if facts["memory_gb"] is not None
+        else f"not measured; the denoiser's weights alone are {frozen:.1f} GB"
+    )
     return {
         "model": f"{facts['path']}, {facts['download_gb']:g} GB to fetch; {facts['licence']}{', gated' if facts.get('gated') else ''}",
-        "device memory": f"{needed} (an update of DDPO with LoRA at micro-batch 1)",
+        "device memory": f"an update of DDPO with LoRA at micro-batch 1: {needed}",
     }
 
 

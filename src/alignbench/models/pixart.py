@@ -1,6 +1,5 @@
 """PixArt-alpha and -Sigma: a transformer over latents that reads T5's states under a mask. Its adapters are peft's, not diffusers'."""
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from alignbench.models.base import Who
 from alignbench.models.pipeline import DDPMPipeline
 
 
@@ -72,22 +70,6 @@ class PixArt(DDPMPipeline):
         (folder / CONFIG_NAME).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         named = {f"base_model.model.{key}": weight.detach().cpu().contiguous() for key, weight in weights.items()}
         save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
-
-    def export_fused(self, who: Who, folder: Path) -> None:
-        """The whole pipeline with `who` in place of its denoiser, adapter merged: for programs that know no adapters. Needs room for one
-        more denoiser in memory; in 16 bits the merged weights are rounded, and differ from the adapter by that much.
-        """
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        network = copy.deepcopy(self._network(self.adapters.get(who, who) if who else None))
-        for name, layer in list(network.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                if who in self.adapters:
-                    layer.merge(adapter_names=[str(who)])
-                parent, _, child = name.rpartition(".")
-                setattr(network.get_submodule(parent), child, layer.get_base_layer())
-        pipeline: Any = self.pipeline[0]
-        type(pipeline)(**{**pipeline.components, self.component: network}).save_pretrained(folder)
 
 
 class PixArtSigma(PixArt):
