@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from alignbench.__main__ import VERBS
+from alignbench.check import read_choice
 from alignbench.compose import compose
 from alignbench.config import choices, conf_folder
 
@@ -194,3 +195,20 @@ def test_the_example_is_proven_and_runs_in_the_copy(copy: Path) -> None:
     assert (folder / "result.json").is_file()
     assert (folder / "report.html").is_file()
     assert "log_ratio" in (folder / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+def test_the_page_of_models_has_every_model_with_its_terms() -> None:
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    for choice in choices("model", conf_folder()):
+        facts = read_choice("model", choice, conf_folder())
+        if not facts["download_gb"]:
+            assert f"`{choice}`" in text
+            continue
+        cells = rows.pop(choice).split(" | ")
+        assert cells[0] == facts["path"]
+        assert cells[1] == (f"`{facts['init']}`" if facts["init"] else "its own")
+        assert cells[2] == facts["schedule"].get("prediction_type", "velocity")
+        assert cells[3:5] == [", ".join(facts["tracks"]), f"{facts['download_gb']:g}"]
+        assert cells[5] == facts["licence"] + ("; gated" if facts["gated"] else "")
+    assert not rows

@@ -97,7 +97,7 @@ def test_the_default_misses_nothing(checked: Any) -> None:
         (["method=ddppo"], ["method=ddppo", "did you mean ddpo?"]),
         (["metod=ddpo"], ["metod", "did you mean method?"]),
         (["seed=-1"], ["seed", "conf/config.yaml"]),
-        (["model=sd15"], ["epochs", "no value yet"]),
+        (["model=sd14"], ["epochs", "no value yet"]),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], named: list[str], capsys: pytest.CaptureFixture) -> None:

@@ -138,12 +138,16 @@ def test_the_first_log_ratio_is_zero_where_rows_mix_steps(spec: Spec, bf16: bool
     assert gaps(not bf16).mean() > average  # a rollout in another precision than the update is seen
 
 
-def test_an_exported_lora_reproduces_the_images_in_plain_diffusers(tmp_path: Path) -> None:
-    model = a_model(LORA, perturb=True)
+WIDE = Spec("lora", 4, 8.0, (*LORA.targets, "proj_in", "ff.net.0.proj"))  # layers that are no attention beside those that are
+
+
+@pytest.mark.parametrize("spec", [LORA, WIDE], ids=["attention", "wide"])
+def test_an_exported_lora_reproduces_the_images_in_plain_diffusers(spec: Spec, tmp_path: Path) -> None:
+    model = a_model(spec, perturb=True)
     policy = Policy(model, DDIM(steps=5, eta=0.0, guidance=3.0, deterministic=0), "policy", chunk=8)
     x = torch.randn(2, *model.shape, generator=generator(0, "x"))
     ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
-    model.export("policy", tmp_path, LORA)
+    model.export("policy", tmp_path, spec)
 
     pipe = pipeline()
     plain = pipe(PROMPTS, num_inference_steps=5, guidance_scale=3.0, latents=x, output_type="pt").images

@@ -175,7 +175,8 @@ def outline(config: dict[str, Any]) -> str:
         return rows(terms(config))
     world = GaussianWorld(shape=(4, 64, 64), mean=0.0, std=1.0)
     if "shift" in config["model"]["schedule"]:  # a flow's; no step is taken, so its times need not be the model's own
-        world.prediction, world.times = "velocity", lambda steps: torch.linspace(1, 0, steps + 1)  # type: ignore[method-assign]
+        world.times = lambda steps: torch.linspace(1, 0, steps + 1)  # type: ignore[method-assign]
+        world.prediction = "velocity"
     world.grow(WHO, Spec("full", 1, 1.0, ()))
     return rows(terms(config) | costs(config, method_of(config, Policy(world, made(config["sampler"]), WHO, 1), Unasked())))
 

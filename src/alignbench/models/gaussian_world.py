@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alignbench.models.base import Spec, VariancePreserving, Who
+from alignbench.models.base import Prediction, Spec, VariancePreserving, Who
 
 
 class GaussianWorld(VariancePreserving):
@@ -16,7 +16,7 @@ class GaussianWorld(VariancePreserving):
     and follows from a two-line recursion.
     """
 
-    prediction = "epsilon"
+    prediction: Prediction = "epsilon"
 
     def __init__(self, *, shape: tuple[int, int, int], mean: float, std: float):
         super().__init__()

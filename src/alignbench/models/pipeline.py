@@ -229,12 +229,12 @@ class Pipeline(Diffusion):
             self._export_lora(who, folder)
 
     def _export_lora(self, who: str, folder: Path) -> None:
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
         network: Any = self._network(self.adapters[who])
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=who))
+        # peft's own names: diffusers' conversion renames attention layers alone, and its reader then drops them beside any other
+        layers = get_peft_model_state_dict(network, adapter_name=who)
         layers = {key: value.contiguous() for key, value in layers.items()}  # safetensors writes no other layout
         facts = network.peft_config[who].to_dict()  # without them a loader would forget lora_alpha
         facts["target_modules"] = sorted(facts["target_modules"])  # a set, whose order changes from process to process
