@@ -7,7 +7,6 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import tiny_sdxl
 import torch
 
 from alignbench.check import read_choice
@@ -83,6 +82,8 @@ def policy(world: GaussianWorld) -> Policy:
 @pytest.fixture(scope="session")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small Stable Diffusion XL pipeline with random weights."""
+    import tiny_sdxl  # here: a copy of this file alone works
+
     folder = tmp_path_factory.mktemp("sdxl")
     tiny_sdxl.build(folder)
     return folder

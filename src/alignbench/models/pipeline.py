@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alignbench.config import MissingAsset, located, parted
@@ -41,6 +40,8 @@ def file_at(place: str, file: str) -> Path:
 def tensors(file: Path) -> dict[str, Tensor]:
     """The state dict in a file of safetensors or of torch.save; never its code."""
     if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
         return load_file(file)
     weights = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
