@@ -242,7 +242,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         ({}, "warning", "the run can fetch it"),
         ({"status": 404, "code": "RepoNotFound"}, "missing", "no such repository"),
         ({"status": 404, "code": "RevisionNotFound"}, "missing", "no revision v9"),
-        ({"status": 403, "code": "GatedRepo"}, "missing", "accept the terms on https://huggingface.co/someone/new"),
+        ({"status": 403, "code": "GatedRepo"}, "missing", "accept the terms on its page on the Hub (someone/new)"),
         ({"body": {"gated": "auto"}}, "missing", "then `hf auth login`, then `hf download someone/new --revision v9`"),
         ({"status": 500}, "missing", "the Hub gives no answer"),
     ],

@@ -288,7 +288,7 @@ def test_push_uploads_that_folder_and_only_when_asked(
     assert FakeHub.calls == []
     assert main(["export", str(runs["lora"]), f"to={to}", "kohya=true", "push=me/aligned"]) == 0
     assert FakeHub.calls == [("create", "me/aligned", True, True), ("upload", "me/aligned", contents(to))]
-    assert "https://huggingface.co/me/aligned" in capsys.readouterr().out
+    assert "/me/aligned" in capsys.readouterr().out
 
 
 def test_push_without_login_or_network(

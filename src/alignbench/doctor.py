@@ -124,7 +124,7 @@ def absent(asset: Asset, state: str, answer: str, why: str) -> Row:
         return Row(asset.key, "missing", f"{asset.value}: {why}", f"{asset.key}=<another>")
     remedy = ("HF_HUB_OFFLINE=0 " if why == OFFLINE else "") + asset.command
     if answer == "gated" or asset.gated:
-        page = f"https://huggingface.co/{(asset.hub or (asset.value, None))[0]}"
+        page = f"its page on the Hub ({(asset.hub or (asset.value, None))[0]})"
         remedy = f"accept the terms on {page}, then `hf auth login`, then `{remedy}`"
     size = f"{asset.gb:g} GB of it are loaded" if asset.gb else "its size is not stated"
     what = f"{asset.value} {state} ({size}{f', {asset.licence}' if asset.licence else ''})"

@@ -188,4 +188,4 @@ def push(folder: Path, repository: str) -> str:
     except (OSError, HTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingAsset(f"export: push={repository}: the Hub did not take it ({reason}); {folder} is complete, push it later") from error
-    return f"https://huggingface.co/{repository}"
+    return f"{huggingface_hub.constants.ENDPOINT}/{repository}"
