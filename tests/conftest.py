@@ -159,8 +159,17 @@ def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `step` shows that step of the family that its parameter or its file names."""
+    for mark in item.iter_markers("step"):
+        given = getattr(item, "callspec", None)
+        own = [value for name, value in given.params.items() if name in ("kind", "family")] if given else []
+        family = "_".join([item.path.stem.removeprefix("test_"), *own]).removeprefix("flow_")
+        item.user_properties.append(("family", (family, mark.args[0])))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """tests/test_families.py: a table, family x step = ok."""
+    """A table, family x step = ok, of tests marked `step` and of tests/test_families.py."""
     passed = [value for report in terminalreporter.stats.get("passed", []) for key, value in report.user_properties if key == "family"]
     if not passed:
         return

@@ -82,6 +82,8 @@ def sampled(model: FlowPipeline, who: str | None, x: Tensor, guidance: float) ->
     return policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
 
 
+@pytest.mark.step("guided eps")
+@pytest.mark.step("rollout")
 @pytest.mark.parametrize("family, guidance", GUIDED)
 def test_velocity_and_image_are_the_pipelines_own(family: str, guidance: float, flow_folders: dict[str, Path]) -> None:
     model = a_model(family, flow_folders)
@@ -133,6 +135,7 @@ def test_times_are_the_schedulers(family: str, flow_folders: dict[str, Path]) ->
     assert model.double().dtype == torch.float64
 
 
+@pytest.mark.step("copies")
 @pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_is_the_untouched_base_bit_for_bit(family: str, spec: Spec, flow_folders: dict[str, Path]) -> None:
@@ -148,6 +151,7 @@ def test_the_reference_is_the_untouched_base_bit_for_bit(family: str, spec: Spec
         assert torch.equal(model.eps(x, t, cond, None, 3.0), expected)
 
 
+@pytest.mark.step("export")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_lora_reproduces_velocity_and_images(family: str, flow_folders: dict[str, Path], tmp_path: Path) -> None:
     model = a_model(family, flow_folders, LORA, perturb=True)
@@ -175,6 +179,7 @@ def test_an_exported_full_copy_loads_as_a_transformer(family: str, flow_folders:
     assert all(torch.equal(loaded[name], value) for name, value in mine.items())
 
 
+@pytest.mark.step("decode")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_has_a_gradient_and_encoding_undoes_its_scale(family: str, flow_folders: dict[str, Path]) -> None:
     model = a_model(family, flow_folders)

@@ -107,6 +107,7 @@ def test_prompts_are_as_long_as_the_pipeline_says(kind: str, pixart: dict[str, P
     assert states.shape == (2, {"alpha": 120, "sigma": 300}[kind], 16)
 
 
+@pytest.mark.step("guided eps")
 @both
 def test_guided_noise_is_the_pipelines_own(kind: str, pixart: dict[str, Path]) -> None:
     model, pipe = a_model(pixart[kind]), as_ddim(pipeline(pixart[kind]))
@@ -129,6 +130,7 @@ def test_guided_noise_of_weights_that_are_told_the_size_is_the_pipelines_own(lar
         close(model.eps(latents, t.expand(2), cond, None, guidance=4.5), noise, atol=1e-5)
 
 
+@pytest.mark.step("rollout")
 @both
 def test_a_deterministic_rollout_is_the_pipelines_own_image(kind: str, pixart: dict[str, Path]) -> None:
     model = a_model(pixart[kind])
@@ -148,6 +150,7 @@ def test_the_grid_is_the_pipelines_own_but_for_rounding(pixart: dict[str, Path])
         assert model.times(steps)[-1] == -1  # the clean image
 
 
+@pytest.mark.step("copies")
 @both
 @copies
 def test_the_reference_is_the_untouched_base_bit_for_bit(kind: str, spec: Spec, pixart: dict[str, Path]) -> None:
@@ -193,6 +196,7 @@ def test_prompts_of_different_length_do_not_see_each_other(kind: str, pixart: di
     assert (model.eps(x, t, cond[[1, 0]], None, guidance=4.5) - together).abs().max() > 0.01
 
 
+@pytest.mark.step("decode")
 @both
 def test_decoding_is_differentiable(kind: str, pixart: dict[str, Path]) -> None:
     model = a_model(pixart[kind])
@@ -202,6 +206,7 @@ def test_decoding_is_differentiable(kind: str, pixart: dict[str, Path]) -> None:
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.step("export")
 @both
 def test_an_exported_adapter_is_one_that_peft_loads(kind: str, pixart: dict[str, Path], tmp_path: Path) -> None:
     spec = Spec("lora", 4, 16.0, LORA.targets)  # a scale of 4, which a loader must not forget

@@ -67,6 +67,7 @@ def zeros(folder: Path, wanted: bool, to: Path) -> Path:
     return to
 
 
+@pytest.mark.step("guided eps")
 @pytest.mark.parametrize("forced", [True, False], ids=["zeros", "embedded"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_guided_noise_is_the_pipelines_own(sdxl: Path, tmp_path: Path, forced: bool, guidance: float) -> None:
@@ -90,6 +91,7 @@ def test_the_condition_holds_the_pooled_embedding_in_more_rows(sdxl: Path) -> No
     assert torch.equal(cond[:, 16:].flatten(1), torch.nn.functional.pad(pooled, (0, 48)))
 
 
+@pytest.mark.step("rollout")
 def test_a_deterministic_rollout_is_the_pipelines_own_image(sdxl: Path) -> None:
     model, pipe = a_model(sdxl), pipeline(sdxl)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -101,6 +103,7 @@ def test_a_deterministic_rollout_is_the_pipelines_own_image(sdxl: Path) -> None:
     assert ours.std() > 0.01
 
 
+@pytest.mark.step("decode")
 def test_decoding_is_differentiable(sdxl: Path) -> None:
     model = a_model(sdxl)
     x = torch.randn(1, *model.shape, generator=generator(0, "x")).requires_grad_(True)
@@ -109,6 +112,7 @@ def test_decoding_is_differentiable(sdxl: Path) -> None:
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.step("copies")
 @pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
 def test_the_reference_is_the_untouched_base_bit_for_bit(sdxl: Path, spec: Spec) -> None:
     untouched = a_model(sdxl)
@@ -122,6 +126,7 @@ def test_the_reference_is_the_untouched_base_bit_for_bit(sdxl: Path, spec: Spec)
     assert torch.equal(model.eps(x, t, cond, None, guidance=3.0), expected)
 
 
+@pytest.mark.step("export")
 def test_an_exported_lora_reproduces_the_noise_in_plain_diffusers(sdxl: Path, tmp_path: Path) -> None:
     model = a_model(sdxl, LORA, perturb=True)
     model.export("policy", tmp_path, LORA)

@@ -38,6 +38,7 @@ def pipeline() -> StableDiffusionPipeline:
     return pipe
 
 
+@pytest.mark.step("copies")
 @pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
 def test_the_reference_is_the_untouched_base_bit_for_bit(spec: Spec) -> None:
     untouched = a_model()
@@ -83,6 +84,23 @@ def test_frozen_lets_gradients_through_but_not_in() -> None:
     assert all(parameter.requires_grad for parameter in model.trainable("policy").values())
 
 
+@pytest.mark.step("guided eps")
+def test_guided_noise_is_the_pipelines_own() -> None:
+    model, pipe, seen = a_model(), pipeline(), []
+    own = pipe.scheduler.step
+
+    def step(noise: torch.Tensor, t: torch.Tensor, x: torch.Tensor, **more: object) -> object:
+        seen.append((noise, t, x))
+        return own(noise, t, x, **more)
+
+    pipe.scheduler.step = step
+    pipe(PROMPTS, num_inference_steps=3, guidance_scale=3.0, latents=torch.randn(2, *model.shape, generator=generator(0, "x")))
+    assert len(seen) == 3
+    for noise, t, x in seen:
+        torch.testing.assert_close(model.eps(x, t.expand(2), model.encode(PROMPTS), None, guidance=3.0), noise, rtol=0, atol=1e-5)
+
+
+@pytest.mark.step("rollout")
 def test_a_deterministic_rollout_is_the_pipelines_own_image() -> None:
     model, pipe = a_model(), pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -141,6 +159,7 @@ def test_the_first_log_ratio_is_zero_where_rows_mix_steps(spec: Spec, bf16: bool
 WIDE = Spec("lora", 4, 8.0, (*LORA.targets, "proj_in", "ff.net.0.proj"))  # layers that are no attention beside those that are
 
 
+@pytest.mark.step("export")
 @pytest.mark.parametrize("spec", [LORA, WIDE], ids=["attention", "wide"])
 def test_an_exported_lora_reproduces_the_images_in_plain_diffusers(spec: Spec, tmp_path: Path) -> None:
     model = a_model(spec, perturb=True)
@@ -166,6 +185,7 @@ def test_an_exported_full_copy_loads_as_a_unet(tmp_path: Path) -> None:
         assert torch.equal(unet(x, t, encoder_hidden_states=cond).sample, model.eps(x, t, cond, "policy"))
 
 
+@pytest.mark.step("decode")
 def test_decoding_is_differentiable() -> None:
     model = a_model()
     x = torch.randn(1, *model.shape, generator=generator(0, "x")).requires_grad_(True)

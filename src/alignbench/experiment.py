@@ -209,8 +209,9 @@ def terms(config: dict[str, Any]) -> dict[str, str]:
         if facts["memory_gb"] is not None
         else f"not measured; the denoiser's weights alone are {frozen:.1f} GB"
     )
+    pinned = f"revision {facts['revision']}" if facts["revision"] else "revision not pinned"
     return {
-        "model": f"{facts['path']}, {facts['download_gb']:g} GB to fetch; {facts['licence']}{', gated' if facts.get('gated') else ''}",
+        "model": f"{facts['path']} ({pinned}), {facts['download_gb']:g} GB; {facts['licence']}{', gated' if facts.get('gated') else ''}",
         "device memory": f"an update of DDPO with LoRA at micro-batch 1: {needed}",
     }
 

@@ -137,6 +137,12 @@ def evaluate(experiment: Experiment) -> dict[str, Scored]:
     return {who: experiment.scored("test", experiment.config["eval"]["prompts"], policy) for who, policy in sides.items()}
 
 
+def anchor(model: dict[str, Any]) -> dict[str, str | None]:
+    """Whose weights training starts from, which KL and every difference are to, and whose score a method like DI* follows."""
+    path = model.get("path")
+    return {"start": model.get("init") or path, "score_reference": path}
+
+
 def finish(experiment: Experiment, composed: Composed, record: Record, history: list[Row], scored: dict[str, Scored]) -> None:
     """Write everything that is compared; the page last."""
     config, options, policy = experiment.config, experiment.config["eval"], experiment.method.evaluated
@@ -169,6 +175,7 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
                 "guidance": sampler.guidance,
             },
             "adapter": experiment.spec.kind,
+            "anchor": anchor(config["model"]),
             "trainable_parameters": experiment.trainable_parameters,
             "epochs": max((row["epoch"] for row in history), default=0),
             "metrics": compare(
