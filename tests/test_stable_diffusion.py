@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from alignbench.config import MissingAsset, located
 from alignbench.models.base import Spec
 from alignbench.models.stable_diffusion import StableDiffusion
+from alignbench.models.stable_diffusion_xl import StableDiffusionXL
 from alignbench.policy import Policy, summed
 from alignbench.rng import Draws, generator
 from alignbench.samplers.ddim import DDIM
@@ -212,3 +213,17 @@ def test_two_adapters_live_on_one_base() -> None:
         model.eps(x, t, cond, "other")
     with pytest.raises(ValueError, match="before any adapter"):
         model.grow("whole", FULL)
+
+
+@pytest.mark.parametrize(
+    "path, error, said",
+    [
+        ("/nowhere/at/all", MissingAsset, "name a folder that a pipeline was saved to"),
+        ("package://models/sandbox_four_step", MissingAsset, "no pipeline there"),
+        ("package://models/sandbox", ValueError, "a StableDiffusionPipeline, and this model is a StableDiffusionXLPipeline"),
+    ],
+)
+def test_what_is_no_pipeline_of_this_family_is_refused_in_one_line(path: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said) as raised:
+        StableDiffusionXL(path=path, revision=None, init=None, gated=False, dtype="float32", schedule={}, embedded_guidance=None)
+    assert "\n" not in str(raised.value)

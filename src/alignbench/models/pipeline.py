@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from alignbench.config import MissingAsset, located, parted
+from alignbench.config import PACKAGED, MissingAsset, located, parted
 from alignbench.models import lora
 from alignbench.models.base import Diffusion, Spec, VariancePreserving, Who
 from alignbench.models.recompute import recomputed
@@ -76,17 +76,24 @@ class Pipeline(Diffusion):
         import diffusers
 
         quiet()
+        place = located(path)
+        here = Path(place).exists() or path.startswith(("/", ".", "~", PACKAGED))
         try:
-            self.pipeline = [  # in a list: its text encoders are no part of this module, and stay where they are when it moves
-                getattr(diffusers, self.family).from_pretrained(
-                    located(path), revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, **self.without
-                )
-            ]
+            found = diffusers.DiffusionPipeline.load_config(place, revision=revision)["_class_name"]
+            if found == self.family:
+                self.pipeline = [  # in a list: its text encoders are no part of this module, and stay where they are when it moves
+                    getattr(diffusers, self.family).from_pretrained(
+                        place, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, **self.without
+                    )
+                ]
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].split(" (")[0]
-            first = f"accept its terms on its page on the Hub, log in with `hf auth login`, then fetch it with `hf download {path}`"
-            remedy = first if gated else f"fetch it with `hf download {path}`"
-            raise MissingAsset(f"model.path={path}: no pipeline there ({reason}); {remedy} or name a local folder") from error
+            fetch = f"fetch it with `hf download {path}{f' --revision {revision}' if revision else ''}` or name a local folder"
+            terms = "accept its terms on its page on the Hub, log in with `hf auth login`, then " if gated else ""
+            remedy = "name a folder that a pipeline was saved to" if here else terms + fetch
+            raise MissingAsset(f"model.path={path}: no pipeline there ({reason}); {remedy}") from error
+        if found != self.family:
+            raise ValueError(f"model.path={path}: a {found}, and this model is a {self.family}; choose the model that goes with it")
         config = self.pipeline[0].scheduler.config
         if wrong := [f"{key}={config.get(key)} there, {value} here" for key, value in schedule.items() if config.get(key) != value]:
             raise ValueError(f"model.schedule: {path} has another noise schedule ({'; '.join(wrong)}); log-probabilities depend on it")
