@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,6 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     picked = [experiment.prompts.test[index] for index in spread(experiment.prompts.test, min(IMAGES, len(experiment.prompts.test)))]
     rows = figures(student, picked)
     network.half().save_pretrained(options.folder)
+    config = options.folder / "config.json"
+    facts = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}  # where it lay on this machine
+    config.write_text(json.dumps(facts, indent=2) + "\n")
     digest = hashlib.sha256((options.folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
     (options.folder / "README.md").write_text(card(read_result(options.run), rows, digest), encoding="utf-8")
     print((options.folder / "README.md").read_text(encoding="utf-8"))
