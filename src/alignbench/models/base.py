@@ -32,7 +32,7 @@ class Diffusion(nn.Module, ABC):
 
     shape: tuple[int, int, int]  # C, h, w of a latent
     prediction: Prediction
-    train_times: int = 1000  # how many integer times the training schedule has
+    train_times: int  # how many integer times the training schedule has
     start: Who = None  # whose weights training starts from and is measured against: the reference, or a frozen copy of other weights
 
     def __init__(self) -> None:

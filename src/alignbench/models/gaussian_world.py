@@ -24,6 +24,7 @@ class GaussianWorld(VariancePreserving):
         self.shape, self.mean, self.std = (channels, height, width), mean, std
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()  # Stable Diffusion 1.5's schedule
         alpha_bar = (1 - betas).cumprod(0)
+        self.train_times = len(betas)
         self.register_buffer("alpha_bar", torch.cat([alpha_bar, alpha_bar[:1]]).float(), persistent=False)
         self.copies = nn.ModuleDict()
 
