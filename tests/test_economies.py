@@ -1,6 +1,7 @@
 """What saves memory or time changes no result: losses and gradients on the sandbox with and without, and proof that each is on at all."""
 
 import copy
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_export_and_copies_survive_all_of_it(spec: Spec, tmp_path: Path) -> None
 
 
 def test_a_config_says_so_and_the_run_is_the_same_run() -> None:
-    words = [f"trainer.{key}=true" for key in ("gradient_checkpointing", "channels_last", "vae_tiling")]
+    words = [f"trainer.{key}=true" for key in ("gradient_checkpointing", "channels_last")]
     plain, saving = compose(["epochs=1"]), compose(["epochs=1", *words])
     assert saving.hash == plain.hash
     assert saving.command == plain.command
@@ -184,6 +185,9 @@ def test_a_config_says_so_and_the_run_is_the_same_run() -> None:
     networks: list[nn.Module] = [model.denoiser, *model.copies.values()]
     assert all(network.is_gradient_checkpointing for network in (*networks, model.vae))
     assert all(network.conv_in.weight.is_contiguous(memory_format=torch.channels_last) for network in networks)
-    assert model.vae.use_tiling
+    tiled = compose(["epochs=1", "trainer.vae_tiling=true"])
+    assert tiled.hash != plain.hash  # images larger than the VAE's own size change
+    assert compose([*shlex.split(tiled.command)[3:]]).hash == tiled.hash
+    assert Experiment.build(tiled.config).model.vae.use_tiling  # type: ignore[union-attr]
     compiled = Experiment.build(compose(["epochs=1", "trainer.compile=true"]).config).model
     assert all(network._compiled_call_impl is not None for network in compiled.copies.values())

@@ -292,13 +292,16 @@ def _host_only(key: str) -> bool:
 
 def _identity(config: dict) -> dict:
     """The config without what changes no result: where and how fast a run goes, and the facts, whose consequences are in the config."""
-    return {
+    identity = {
         name: {key: item for key, item in arguments(name, node).items() if not _host_only(f"{name}.{key}")}
         if isinstance(node, dict)
         else node
         for name, node in config.items()
         if not _host_only(name)
     }
+    if config["trainer"].get("vae_tiling"):  # the one economy that can change an image
+        identity["trainer"]["vae_tiling"] = True
+    return identity
 
 
 def _hash(identity: dict) -> str:

@@ -99,7 +99,7 @@ class TrainerFacts:
     gradient_checkpointing: bool  # activations are made again in the backward pass: less memory, about a third more time
     compile: bool  # torch.compile of the denoiser and its copies
     channels_last: bool  # a UNet's weights in the layout that convolutions on tensor cores want
-    vae_tiling: bool  # decodes in tiles what is larger than the VAE's own size
+    vae_tiling: bool  # decodes in tiles what is larger than the VAE's own size: those images change, so it counts in a run's identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ HOST_ONLY = {  # keys that change where and how fast a run goes, never what it c
     "eval": ("batch",),
     "trainer": (
         *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
-        *ECONOMIES,
+        *(each for each in ECONOMIES if each != "vae_tiling"),
     ),
 }
 
