@@ -16,7 +16,8 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from alignbench.__main__ import main
 from alignbench.config import MissingAsset
-from alignbench.rewards.imagereward import CLIP_MEAN, CLIP_STD, PUBLISHED, ImageReward, Network, Sizes, framed, published_name
+from alignbench.rewards.framing import CLIP_MEAN, CLIP_STD, framed
+from alignbench.rewards.imagereward import PUBLISHED, ImageReward, Network, Sizes, published_name
 from alignbench.rng import generator
 
 SMALL = Sizes(published.VISION, published.TEXT, published.HEAD)

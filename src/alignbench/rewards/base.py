@@ -1,10 +1,13 @@
 """A frozen judge of images. Larger is better; images are [B,3,H,W] in [0,1]."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from alignbench import __version__
 
 
 class Reward(nn.Module, ABC):
@@ -19,6 +22,9 @@ class Reward(nn.Module, ABC):
     licence: ClassVar[str]
     backbone: ClassVar[str]  # "" where there is no network; two rewards with one backbone are not independent judges
     training_data: ClassVar[str]
+    frame: ClassVar[str] = "pixels as they are"  # how an image is resized, cropped and normalised
+    size_gb: ClassVar[float] = 0.0  # of what must be fetched
+    grouped: ClassVar[bool] = False  # a score depends on the prompt's other images: they are asked about together
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -33,3 +39,12 @@ class Reward(nn.Module, ABC):
     def prefer(self, a: Tensor, b: Tensor, prompts: list[str]) -> Tensor:
         """P(a is preferred to b) [B], by Bradley-Terry on the scores."""
         return torch.sigmoid(self(a, prompts) - self(b, prompts))
+
+    def identity(self) -> dict[str, str]:
+        """What scores depend on beside images and prompts: name, version, settings, hash of the weights; a judge elsewhere says its own."""
+        plain = {key: each for key, each in vars(self).items() if isinstance(each, str | int | float | None) and key[0] != "_"}
+        digest = hashlib.sha256()
+        for key, each in sorted(self.state_dict().items()):
+            digest.update(key.encode() + each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        settings = ", ".join(f"{key}={each}" for key, each in sorted(plain.items()) if key != "training")
+        return {"name": self.name, "version": __version__, "settings": settings, "weights": digest.hexdigest() if self.state_dict() else ""}

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignbench.config import MissingAsset, located
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
+from alignbench.rewards.framing import clip_normalised, framed
+from alignbench.rewards.weights import filled, first_line, found_at, read
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072  # of raw scores, as published with the weights
 TOKENS = 35  # a prompt is cut or padded to so many, as in training
 LAYERS = ("0", "2", "4", "6", "7")  # the head's linear layers as the file numbers them: between them is dropout, and no activation
@@ -67,21 +67,6 @@ PUBLISHED = Sizes(  # transformers' own epsilon (1e-5) and heads of the text enc
 )
 
 
-def framed(images: Tensor, size: int) -> Tensor:
-    """Images [B,3,H,W] in [0,1] -> their centre [B,3,size,size] in [0,1], the shorter side resized to `size`.
-
-    On an 8-bit image the official code differs by at most 1.5/255 a pixel and 0.3/255 on average, for PIL rounds after each of two passes.
-    The gradient is that without the cut to [0,1], which would leave black and white pixels none.
-    """
-    height, width = images.shape[2:]
-    tall, wide = (size * side // min(height, width) for side in (height, width))
-    for shape in ((height, wide), (tall, wide)):  # first across, then down; bicubic weights overshoot at edges, and PIL cuts in between too
-        images = F.interpolate(images, shape, mode="bicubic", align_corners=False, antialias=True)
-        images = images + (images.clamp(0, 1) - images).detach()
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
-    return images[..., top : top + size, left : left + size]
-
-
 class Network(nn.Module):
     """Pixels [B,3,size,size] and tokens [B,L] to raw scores [B]: the prompt's first token reads the image by cross-attention."""
 
@@ -111,42 +96,11 @@ def published_name(key: str) -> str:
     return f"{PARTS[part]}.{name}"
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def found_at(path: str, revision: str | None) -> Path:
-    """The file that `path` names, out of the Hub's cache where it is `owner/name:file`. Raises OSError where it cannot be had."""
-    from transformers.utils import cached_file
-
-    repository, _, name = path.rpartition(":")
-    local = Path(located(path))
-    return local if local.exists() or not repository else Path(cached_file(repository, name, revision=revision))
-
-
 def loaded(sizes: Sizes, file: Path) -> Network:
     """The network with a file's weights, in fp32. Raises OSError where there is none, ValueError where they are not this network's."""
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file can make the reader raise anything
-        raise ValueError(f"{file.name} is truncated, or no torch file of weights alone ({type(error).__name__})") from error
-    with torch.device("meta"):  # no time and no random numbers for weights that are about to be replaced
-        network = Network(sizes)
-    wanted = {published_name(key): (key, each.shape) for key, each in network.state_dict().items()}
-    found = found if isinstance(found, dict) else {}
-    faults = {
-        "missing": [key for key in wanted if key not in found],
-        "unexpected": [str(key) for key in found if key not in wanted and key not in UNUSED],
-        "of another shape": [key for key, (_, shape) in wanted.items() if key in found and getattr(found[key], "shape", None) != shape],
-    }
-    if any(faults.values()):
-        said = "; ".join(f"{len(keys)} {fault}, first {keys[0]}" for fault, keys in faults.items() if keys)
-        raise ValueError(f"{file.name} has another network's weights: {said}")
-    network.load_state_dict({key: found[name] for name, (key, _) in wanted.items()}, assign=True)
+    network = filled(lambda: Network(sizes), read(file), file.name, published_name, UNUSED)
     network.text.embeddings.position_ids = torch.arange(network.text.config.max_position_embeddings)[None]  # in no file: still on meta
-    return network.float()
+    return network
 
 
 class ImageReward(Reward):
@@ -160,10 +114,9 @@ class ImageReward(Reward):
     licence = "Apache-2.0"
     backbone = "BLIP ViT-L/16 + BERT"
     training_data = "ImageRewardDB, 137 k comparisons"
+    frame = "shorter side to 224 (bicubic, antialiased, as PIL), centre 224x224, CLIP's mean and std"
+    size_gb = 1.8
     sizes: ClassVar[Sizes] = PUBLISHED
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, *, path: Text, revision: str | None, tokenizer: Text):
         """path: ImageReward.pt, a local file or `owner/name:file` on the Hub at `revision`; tokenizer: Hub id or folder of BERT's uncased
@@ -188,13 +141,12 @@ class ImageReward(Reward):
                 f"reward.tokenizer={tokenizer}: BERT's uncased vocabulary is not there ({first_line(error)}); "
                 "fetch it with `hf download bert-base-uncased vocab.txt tokenizer.json tokenizer_config.json` or name a local folder"
             ) from error
-        for key, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
-            self.register_buffer(key, torch.tensor(value)[:, None, None], persistent=False)
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").to(self.mean.device)
-        with torch.autocast(self.mean.device.type, enabled=False):  # a score does not depend on the precision of training
-            pixels = (framed(images.to(self.mean), self.sizes.vision["image_size"]) - self.mean) / self.std
+        like = next(self.net.parameters())
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").to(like.device)
+        with torch.autocast(like.device.type, enabled=False):  # a score does not depend on the precision of training
+            pixels = clip_normalised(framed(images.to(like), self.sizes.vision["image_size"]))
             return (self.net(pixels, tokens.input_ids, tokens.attention_mask) - SCORE_MEAN) / SCORE_STD
