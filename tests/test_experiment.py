@@ -206,8 +206,8 @@ def test_numbers_that_do_not_fit_are_refused_before_anything_runs(more: list[str
 def test_the_trained_reward_is_the_one_in_the_table() -> None:
     """With other numbers than the judge of the same name in the eval preset."""
     built = Experiment.build(compose(["reward=colour", "reward.width=0.9"]).config)
-    assert built.judges[0] is built.reward
-    assert [judge.name for judge in built.judges] == ["colour", "exact_judge"]
+    assert built.judges[0].reward is built.reward
+    assert [judge.reward.name for judge in built.judges] == ["colour", "exact_judge"]
 
 
 @pytest.mark.parametrize("words", [["method=ddpo"], ["method=d3po"], ["method=di_star", "reward=brightness"]], ids=lambda words: words[0])

@@ -39,12 +39,20 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judging:
+    on_error: Literal["fail", "skip", "quarantine"]  # an image without a score ends the run, teaches nothing, or that and is kept aside
+    cache: bool  # scores of large and distant judges are remembered in <output>/.scores.sqlite
+    overlap: bool  # images are scored while the next are being sampled
+
+
+@dataclass(frozen=True, kw_only=True)
 class TopLevel:
     seed: Index
     epochs: Index
     adapter: Literal["auto", "lora", "full"]
     guidance: Literal["auto"] | NonNegative
     lora: Lora
+    judging: Judging
     output: Text  # root of the run folders
 
 
@@ -130,6 +138,7 @@ FACTS = {"method": MethodFacts, "model": ModelFacts, "trainer": TrainerFacts}  #
 ECONOMIES = ("gradient_checkpointing", "compile", "channels_last", "vae_tiling")  # of TrainerFacts: what `Diffusion.economise` takes
 HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
     "output": None,
+    "judging": ("cache", "overlap"),
     "eval": ("batch",),
     "trainer": (
         *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),

@@ -23,7 +23,9 @@ from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
 from alignbench.report.record import read_result
 from alignbench.rewards.base import Reward
-from alignbench.rewards.judge import Judge
+from alignbench.rewards.judge import Guard, Judge
+from alignbench.rewards.memory import Memory
+from alignbench.rewards.quarantine import Quarantine
 from alignbench.rng import Draws
 
 WHO = "policy"
@@ -37,14 +39,22 @@ def made(node: dict[str, Any], **given: Any) -> Any:
         raise error.__cause__ or error from None
 
 
-def method_of(config: dict[str, Any], policy: Policy, reward: Reward) -> Method:
+def method_of(config: dict[str, Any], policy: Policy, judge: Judge) -> Method:
     return made(
         arguments("method", config["method"]),
         policy=policy,
-        judge=Judge(reward, policy.model.meters),
+        judge=judge,
+        overlap=config["judging"]["overlap"],
         micro_batch=config["trainer"]["micro_batch"],
         processes=config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1),
     )
+
+
+def guard_of(config: dict[str, Any], folder: Path | None, told: dict[str, int]) -> Guard:
+    """folder: of the run, if there is one; told: what is said of the moment at which an image is kept aside."""
+    quarantine = Quarantine(folder / "quarantine", told) if folder else None
+    memory = Memory(Path(config["output"]) / ".scores.sqlite") if config["judging"]["cache"] else None
+    return Guard(config["judging"]["on_error"], quarantine, memory)
 
 
 @dataclass
@@ -54,14 +64,18 @@ class Experiment:
     spec: Spec
     policy: Policy
     reward: Reward
-    judges: list[Reward]  # the trained reward first, then those that only evaluate
+    judges: list[Judge]  # the trained reward first, then those that only evaluate
     prompts: Prompts
     method: Method
+    told: dict[str, int]  # seed and epoch, for what is kept aside
     trainer: Trainer | None = None
 
     @classmethod
-    def build(cls, config: dict[str, Any]) -> "Experiment":
-        """Instantiate every group. Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here."""
+    def build(cls, config: dict[str, Any], folder: Path | None = None) -> "Experiment":
+        """Instantiate every group. folder: the run's, for what is kept aside.
+
+        Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here.
+        """
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
@@ -69,17 +83,19 @@ class Experiment:
             model.grow(WHO, spec, model.start)
         policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
-        others = [judge for judge in map(made, config["eval"]["judges"]) if judge.name != reward.name]
+        others = [other for other in map(made, config["eval"]["judges"]) if other.name != reward.name]
+        told = {"seed": config["seed"], "epoch": 0}
+        judges = [Judge(each, model.meters, guard_of(config, folder, told)) for each in (reward, *others)]
         prompts: Prompts = made(config["dataset"])
         for split, key in (("validation", "validation_prompts"), ("test", "prompts")):
             if config["eval"][key] > len(getattr(prompts, split)):
                 raise ValueError(
                     f"eval.{key}={config['eval'][key]}: the {split} split has {len(getattr(prompts, split))} prompts; lower it"
                 )
-        method = method_of(config, policy, reward)
+        method = method_of(config, policy, judges[0])
         method.grow(spec)
         model.economise(**{key: config["trainer"][key] for key in ECONOMIES})
-        return cls(config, model, spec, policy, reward, [reward, *others], prompts, method)
+        return cls(config, model, spec, policy, reward, judges, prompts, method, told)
 
     @classmethod
     def finished(cls, folder: Path) -> "Experiment":
@@ -106,7 +122,7 @@ class Experiment:
         self.trainer = trainer
         self.method.to(trainer.strategy.root_device)
         for judge in self.judges:
-            judge.to(trainer.strategy.root_device).eval().requires_grad_(False)
+            judge.to(trainer.strategy.root_device)
 
     def precision(self) -> AbstractContextManager[None]:
         """The update's autocast: outside it the first importance ratio of a mixed-precision run would not be 1."""
@@ -115,6 +131,7 @@ class Experiment:
     def collect(self) -> Any:
         """This epoch's minibatches, from the current policy."""
         draws = Draws(self.config["seed"], self.trainer.current_epoch if self.trainer else 0)
+        self.told["epoch"] = draws.epoch
         updates = self.method.updates
         each = updates.images_per_prompt
         prompts = draw(self.prompts.train, updates.images // each, each, draws.one("prompts"))
@@ -130,7 +147,7 @@ class Experiment:
     def validate(self) -> dict[str, float]:
         """Means on validation prompts: one point of every curve."""
         scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.method.evaluated)
-        means = {name: scored.mean(name) for name in (*(judge.name for judge in self.judges), *scored.measured)}
+        means = {name: scored.mean(name) for name in (*(judge.reward.name for judge in self.judges), *scored.measured)}
         return {"reward": means[self.reward.name], **means}
 
     @property
@@ -178,7 +195,9 @@ def outline(config: dict[str, Any]) -> str:
         world.times = lambda steps: torch.linspace(1, 0, steps + 1)  # type: ignore[method-assign]
         world.prediction = "velocity"
     world.grow(WHO, Spec("full", 1, 1.0, ()))
-    return rows(terms(config) | costs(config, method_of(config, Policy(world, made(config["sampler"]), WHO, 1), Unasked())))
+    return rows(
+        terms(config) | costs(config, method_of(config, Policy(world, made(config["sampler"]), WHO, 1), Judge(Unasked(), world.meters)))
+    )
 
 
 class Unasked(Reward):

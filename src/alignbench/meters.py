@@ -17,11 +17,16 @@ class Meters:
     def __init__(self) -> None:
         self.reward_queries = 0
         self.network_evaluations: Counter[str] = Counter()
+        self.images_unscored = 0  # that a judge gave no score for, in training
         self._paused = False
 
     def query(self, images: int) -> None:
         if not self._paused:
             self.reward_queries += images * ranks.world()
+
+    def unscored(self, images: int) -> None:
+        if not self._paused:
+            self.images_unscored += images
 
     def evaluate(self, role: str, samples: int, backward: bool) -> None:
         if not self._paused:
@@ -36,8 +41,10 @@ class Meters:
             self._paused = before
 
     def state(self) -> dict[str, object]:
-        return {"reward_queries": self.reward_queries, "network_evaluations": dict(self.network_evaluations)}
+        unscored = {"images_unscored": self.images_unscored} if self.images_unscored else {}
+        return {"reward_queries": self.reward_queries, "network_evaluations": dict(self.network_evaluations), **unscored}
 
     def load(self, state: dict) -> None:
         self.reward_queries = state["reward_queries"]
         self.network_evaluations = Counter(state["network_evaluations"])
+        self.images_unscored = state.get("images_unscored", 0)

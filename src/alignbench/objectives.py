@@ -1,6 +1,7 @@
 """The papers' equations, as functions of tensors. Nothing here knows of networks, samplers or logging."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -78,6 +79,24 @@ def preference_metrics(win: Tensor, lose: Tensor, weight: Tensor, clip: float | 
     return metrics
 
 
+def of_scored(reward: Tensor, prompts: list[str], value: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
+    """`value` of rewards [B,...] and their prompts, an advantage or a weight of the same shape; 0 for images without a score (NaN).
+
+    An image that a judge gave no score teaches nothing, and the others learn as if it had not been sampled.
+    """
+    known = ~reward.reshape(len(reward), -1).isnan().any(1)
+    result = torch.zeros_like(reward)
+    if known.any():
+        result[known] = value(reward[known], [prompt for prompt, there in zip(prompts, known.tolist(), strict=True) if there])
+    return result
+
+
+def mean_and_std(values: Tensor) -> tuple[float, float]:
+    """Of those that are not NaN, the std of a population; NaN where there are none."""
+    known = values[~values.isnan()]
+    return (known.mean().item(), known.std(correction=0).item()) if len(known) else (math.nan, math.nan)
+
+
 Divergence = Literal["kl", "l2", "pseudo_huber"]
 
 
@@ -101,7 +120,7 @@ def ranked(scores: Tensor, each: int, margin: float) -> tuple[Tensor, Tensor, Te
     """All pairs of a prompt's `each` images, of scores [B,criteria]: winners [P], losers [P] as rows, and which pairs are decided [P].
 
     A winner is no worse by any criterion and better by one (D3PO's code), by more than `margin`; a pair without a winner is not decided,
-    and stands in row order.
+    nor is one with an image that has no score (NaN), and stands in row order.
     """
     first, second = torch.triu_indices(each, each, 1, device=scores.device)
     start = torch.arange(0, len(scores), each, device=scores.device)[:, None]

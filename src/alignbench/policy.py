@@ -1,6 +1,6 @@
 """A model and a sampler seen as a policy over denoising steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -52,15 +52,16 @@ class Policy(nn.Module):
         """The step from recorded states, with gradient."""
         return self.sampler.step(self.model, rows.x, rows.k, rows.cond, self.who)
 
-    @torch.no_grad()
     def rollout(self, prompts: Sequence[str], over: Over, generators: Generators, x: Tensor | None = None) -> Rollout:
         """Sample one image a prompt; row i's noise comes from generators[i] alone. x: starting noise [B,C,h,w], else drawn first.
 
-        Each process samples its share, and all get the whole.
+        Each process samples its share, and all get the whole. No gradients.
         """
+        return ranks.gathered_table(Rollout.cat(list(self.chunks(prompts, over, generators, x))), len(prompts))
+
+    def chunks(self, prompts: Sequence[str], over: Over, generators: Generators, x: Tensor | None = None) -> Iterator[Rollout]:
+        """This process's share of a rollout, as it is made: `chunk` images at a time."""
         mine = ranks.mine(len(prompts))
-        cond = self.model.encode([prompts[row] for row in mine])
-        parts = []
         for start in range(0, len(mine), self.chunk):
             rows = mine[start : start + self.chunk]
             own = [  # a row repeated to fill this process's share must not draw from its own generator twice
@@ -68,9 +69,9 @@ class Policy(nn.Module):
                 for i, row in enumerate(rows)
             ]
             x_T = self.model.prior(own) if x is None else x[rows]
-            parts.append(self._rollout(cond[start : start + self.chunk], over, own, x_T))
-        return ranks.gathered_table(Rollout.cat(parts), len(prompts))
+            yield self._rollout(self.model.encode([prompts[row] for row in rows]), over, own, x_T)
 
+    @torch.no_grad()
     def _rollout(self, cond: Tensor, over: Over, generators: Generators, x: Tensor) -> Rollout:
         states, log_probs = [x], []
         for index, likely in enumerate(self.trained_steps.tolist()):

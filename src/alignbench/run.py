@@ -48,7 +48,7 @@ def execute(composed: Composed) -> int:
             torch.set_num_threads(config["trainer"]["threads"])
         torch.backends.cudnn.allow_tf32 = False  # 32-true means it: TF32's error alone would reach past DDPO's clip of 1e-4
         try:
-            experiment = Experiment.build(config)
+            experiment = Experiment.build(config, composed.folder)
         except MissingAsset:
             say(f"{composed.folder}\n{outline(config)}")
             raise
@@ -60,6 +60,7 @@ def execute(composed: Composed) -> int:
         say(f"{composed.folder}\n{experiment.plan()}")
         if trainer.is_global_zero:
             record.open(composed.identity)
+            record.judges({judge.reward.name: judge.identity for judge in experiment.judges})
         built = time.time()
         if config["epochs"]:
             fit(experiment, trainer, composed)
@@ -185,6 +186,7 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
                 experiment.reward.name if experiment.method.optimises else "",
                 options["replicates"],
             ),
+            "judges": {judge.reward.name: judge.identity for judge in experiment.judges},
             "meters": experiment.model.meters.state(),
             "weights": {"policy": digest(policy.trainable())},
         }

@@ -22,6 +22,7 @@ GIVEN = {  # arguments that run.py gives, and where the user has a say in them
     "alignbench.methods.": {
         **{field.name: f"set trainer.{field.name}" for field in fields(TrainerFacts)},
         "processes": "set trainer.devices",
+        "overlap": "set judging.overlap",
     },
     "lightning.pytorch.trainer.": {
         "accumulate_grad_batches": "set trainer.micro_batch",

@@ -1,5 +1,6 @@
 """Scores a policy image by image on fixed prompts and fixed noise, and compares it with the reference on the same ones."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from alignbench.evaluation.statistics import paired_difference
 from alignbench.policy import Policy
 from alignbench.rewards.base import Reward
+from alignbench.rewards.judge import Judge
 from alignbench.rng import generator
 
 Row = dict[str, Any]
@@ -38,11 +40,13 @@ class Scored:
     measured: tuple[str, ...]  # the columns that no judge gave
 
     def mean(self, column: str) -> float:
-        return sum(row[column] for row in self.rows) / len(self.rows)
+        """Over the images that have the value; NaN where none has."""
+        values = [row[column] for row in self.rows if row[column] is not None]
+        return sum(values) / len(values) if values else math.nan
 
 
 @torch.no_grad()
-def score(policy: Policy, judges: Sequence[Reward], prompts: dict[int, str], each: int, noise: int) -> Scored:
+def score(policy: Policy, judges: Sequence[Judge], prompts: dict[int, str], each: int, noise: int) -> Scored:
     """`each` images a prompt. Image (prompt, k) has its own noise, the same for every method, seed and for the reference.
 
     prompts: by their index in the split; noise: the seed of the noise. Nothing here counts towards a budget.
@@ -53,13 +57,14 @@ def score(policy: Policy, judges: Sequence[Reward], prompts: dict[int, str], eac
     with policy.model.meters.paused():
         rollout = policy.rollout(texts, "image", generators)
         images = policy.images(rollout)
-        columns = {judge.name: judge(images, texts) for judge in judges}
+        columns = {judge.reward.name: judge.score(images, texts) for judge in judges}
         measured = {"kl": policy.path_kl(rollout)} if policy.trained_steps.any() else {}  # no likelihood, no path KL
     measured["diversity"] = within_prompt_distance(images, each)
     columns |= measured
     values = {name: column.cpu().double().tolist() for name, column in columns.items()}
     rows = [
-        {"prompt_id": prompt_id, "prompt": prompts[prompt_id], "k": k} | {name: column[i] for name, column in values.items()}
+        {"prompt_id": prompt_id, "prompt": prompts[prompt_id], "k": k}
+        | {name: None if math.isnan(column[i]) else column[i] for name, column in values.items()}  # None: no judge could score it
         for i, (prompt_id, k) in enumerate(ids)
     ]
     return Scored(rows, images.float().cpu(), tuple(measured))
@@ -72,28 +77,35 @@ def within_prompt_distance(images: Tensor, each: int) -> Tensor:
     return (distance.sum(-1) / max(each - 1, 1)).flatten()
 
 
-def compare(reference: Scored, policy: Scored, judges: Sequence[Reward], trained: str, replicates: int) -> list[dict[str, Any]]:
+def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained: str, replicates: int) -> list[dict[str, Any]]:
     """The result's table: each metric's means and the paired difference with its 95 % interval over prompts and images."""
-    about = [_about(judge, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in policy.measured]
-    groups = [row["prompt_id"] for row in policy.rows]
+    about = [_about(judge.reward, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in policy.measured]
     table = []
     for facts in about:
-        before, after = ([row[facts["name"]] for row in scored.rows] for scored in (reference, policy))
+        name = facts["name"]
+        pairs = [
+            (before[name], after[name], after["prompt_id"])
+            for before, after in zip(reference.rows, policy.rows, strict=True)
+            if before[name] is not None and after[name] is not None
+        ]
+        if len({prompt for *_, prompt in pairs}) < 2:
+            raise ValueError(f"{name} scored images of fewer than two prompts; the same command evaluates again")
+        before, after, groups = zip(*pairs, strict=True)
         interval = paired_difference(before, after, groups, seed=0, replicates=replicates, level=0.95)
         table.append(
             facts
-            | {"reference": reference.mean(facts["name"]), "policy": policy.mean(facts["name"]), "difference": interval.mean}
+            | {"reference": sum(before) / len(before), "policy": sum(after) / len(after), "difference": interval.mean}
             | {"interval": [interval.low, interval.high], "prompts": interval.prompts, "images": interval.images}
         )
     return table
 
 
-def _about(judge: Reward, trained: str) -> dict[str, Any]:
-    label = "trained" if judge.name == trained else "gold" if judge.gold else "held out"
+def _about(reward: Reward, trained: str) -> dict[str, Any]:
+    label = "trained" if reward.name == trained else "gold" if reward.gold else "held out"
     return {
-        "name": judge.name,
+        "name": reward.name,
         "label": label,
-        "unit": judge.unit,
+        "unit": reward.unit,
         "larger_is_better": True,
-        "note": " ".join((judge.__doc__ or "").split()),
+        "note": " ".join((reward.__doc__ or "").split()),
     }

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor
 
 from alignbench import ranks
 from alignbench.models.base import Spec
-from alignbench.policy import Policy
+from alignbench.policy import Over, Policy
 from alignbench.rewards.judge import Judge
-from alignbench.rng import Draws
+from alignbench.rng import Draws, Generators
 from alignbench.rollouts import Batches
 from alignbench.schedule import Schedule
 from alignbench.tables import Rollout
@@ -33,14 +35,16 @@ class Method(LightningModule, ABC):
         judge: Judge,
         micro_batch: int,
         processes: int,
+        overlap: bool = False,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
     ):
-        """micro_batch: rows a forward pass may hold (changes no result); processes: how many share the work (changes no result either);
-        optimizer: makes the optimiser from parameters or groups of them; none for a method that does not train.
+        """micro_batch: rows a forward pass may hold; processes: how many share the work; overlap: score images while the next are sampled
+        (none of these changes a result); optimizer: makes the optimiser from parameters or groups of them; none for a method that does not
+        train.
         """
         super().__init__()
         self.policy, self.judge, self._optimizer = policy, judge, optimizer
-        self.micro_batch, self.processes = micro_batch, processes
+        self.micro_batch, self.processes, self.overlap = micro_batch, processes, overlap
         self.strict_loading = False  # a checkpoint holds what is trained; the frozen base is the model's own files
         self.collected: dict[str, float] = {}
         self._signal = False  # whether any batch of the update so far had one
@@ -75,19 +79,52 @@ class Method(LightningModule, ABC):
     def grow(self, spec: Spec) -> None:
         """Make `copies`; called once, after the policy itself has been grown."""
 
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[str], over: Over, generators: Generators, start: Tensor | None = None, policy: Policy | None = None
+    ) -> tuple[Rollout, Tensor]:
+        """A rollout of the policy (or another) from `start` [B,C,h,w] (or its own noise), and rewards [B] in fp32, NaN where there is none.
+
+        With judging.overlap a chunk is scored while the next is sampled. Each process samples and scores its share.
+        """
+        policy = policy or self.policy
+        if not self.overlap or self.judge.reward.grouped:
+            rollout = policy.rollout(prompts, over, generators, start)
+            return rollout, self.score(rollout, prompts)
+        parts, asked, texts = [], [], iter([prompts[row] for row in ranks.mine(len(prompts))])
+        ask = torch.no_grad()(self.judge.score)  # a thread has its own mode
+        with ThreadPoolExecutor(1) as judging:
+            for part in policy.chunks(prompts, over, generators, start):
+                asked.append(judging.submit(ask, policy.images(part), list(islice(texts, len(part)))))
+                parts.append(part)
+            scores = torch.cat([each.result() for each in asked])
+        rollout = ranks.gathered_table(Rollout.cat(parts), len(prompts))
+        return rollout, self._gathered(self.judge, scores, len(prompts))
+
     def score(self, rollout: Rollout, prompts: list[str], judge: Judge | None = None) -> Tensor:
-        """The reward (or another judge's score) of each final image: [B], fp32. Each process scores its share."""
-        return self._judged((judge or self.judge).score, rollout, prompts)
+        """The reward (or another judge's score) of each final image: [B] in fp32, NaN where it has none. Each process scores its share."""
+        return self._judged(judge or self.judge, (judge or self.judge).score, rollout, prompts)
 
     def score_map(self, rollout: Rollout, prompts: list[str]) -> Tensor:
-        """The reward of each pixel: [B,H,W], fp32."""
-        return self._judged(self.judge.map, rollout, prompts)
+        """The reward of each pixel: [B,H,W] in fp32, NaN everywhere in an image that has none."""
+        return self._judged(self.judge, self.judge.map, rollout, prompts)
 
     @torch.no_grad()
-    def _judged(self, ask: Callable[[Tensor, list[str]], Tensor], rollout: Rollout, prompts: list[str]) -> Tensor:
-        mine = ranks.mine(len(prompts))
-        images = self.policy.images(rollout, mine)
-        return ranks.gathered(ask(images, [prompts[row] for row in mine]), len(prompts))
+    def _judged(self, judge: Judge, ask: Callable[[Tensor, list[str]], Tensor], rollout: Rollout, prompts: list[str]) -> Tensor:
+        """Chunk by chunk; images that are judged together are put together first, and every process asks about all."""
+        mine, chunk = ranks.mine(len(prompts)), self.policy.chunk
+        parts = [mine[start : start + chunk] for start in range(0, len(mine), chunk)]
+        if judge.reward.grouped:
+            images = ranks.gathered(torch.cat([self.policy.images(rollout, rows) for rows in parts]), len(prompts))
+            return self._gathered(judge, ask(images, prompts)[mine], len(prompts))
+        scores = [ask(self.policy.images(rollout, rows), [prompts[row] for row in rows]) for rows in parts]
+        return self._gathered(judge, torch.cat(scores), len(prompts))
+
+    def _gathered(self, judge: Judge, part: Tensor, count: int) -> Tensor:
+        scores = ranks.gathered(part, count)
+        judge.look_at(scores)
+        self.policy.model.meters.unscored(int(scores.reshape(count, -1).isnan().any(1).sum()))
+        return scores
 
     def idle(self, batch: Any) -> bool:
         """Whether a batch holds no signal at all. Such a batch leaves no gradient, so that not even weight decay moves a weight."""

@@ -32,7 +32,7 @@ class Best(Policy):
         for _ in range(self.n - 1):
             other = super().rollout(texts, over, generators, x)
             score = self._scored(other, texts)
-            better = score > highest
+            better = (score > highest) | (highest.isnan() & ~score.isnan())
             highest = torch.where(better, score, highest)
             best = Rollout(
                 x=torch.where(better[:, None, None, None, None], other.x, best.x),

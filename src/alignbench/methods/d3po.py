@@ -43,7 +43,7 @@ class D3PO(Method):
             images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
         )
         self.beta, self.clip, self.reference, self.margin, self.reduce = beta, clip, reference, margin, reduce
-        self.judges = [self.judge, *(Judge(each, self.policy.model.meters) for each in criteria)]
+        self.judges = [self.judge, *(Judge(each, self.policy.model.meters, self.judge.guard) for each in criteria)]
 
     @property
     def queries(self) -> int:
@@ -58,12 +58,12 @@ class D3PO(Method):
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         each = self.updates.images_per_prompt
         start = self.policy.model.prior(draws.each("start", range(len(prompts) // each))).repeat_interleave(each, 0)
-        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))), start)
-        scores = torch.stack([self.score(rollout, prompts, judge) for judge in self.judges], 1)  # [B,criteria]
+        rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))), start)
+        scores = torch.stack([reward, *(self.score(rollout, prompts, judge) for judge in self.judges[1:])], 1)  # [B,criteria]
         if self.reference == "initial":
             rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
         win, lose, decided = ranked(scores, each, self.margin)
-        self.collected = {"reward": scores[:, 0].mean().item(), "decided": decided.float().mean().item()}
+        self.collected = {"reward": reward.nanmean().item(), "decided": decided.float().mean().item()}
         return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
 
     def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:

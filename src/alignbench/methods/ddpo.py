@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
-from alignbench.objectives import Reduce, clipped_surrogate, group_advantage, per_unit, score_function, standardise
+from alignbench.objectives import (
+    Reduce,
+    clipped_surrogate,
+    group_advantage,
+    mean_and_std,
+    of_scored,
+    per_unit,
+    score_function,
+    standardise,
+)
 from alignbench.policy import summed
 from alignbench.ranges import Count, NonNegative, Positive
 from alignbench.rng import Draws
@@ -73,21 +82,24 @@ class DDPO(Method):
         return policy | anchor
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
-        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
-        reward = self.score(rollout, prompts)
+        rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
+        advantage = of_scored(reward, prompts, self.standardised)
+        mean, std = mean_and_std(reward)
+        self.collected = {"reward": mean, "reward_std": std}
+        return self.updates.of(rollout, advantage.clamp(-self.advantage_clip, self.advantage_clip), draws.one("minibatches"))
+
+    def standardised(self, reward: Tensor, prompts: list[str]) -> Tensor:
+        """Rewards [B] as advantages [B]."""
         match self.advantage:
             case "per_prompt":
-                advantage = self.statistics.advantage(reward, prompts)
+                return self.statistics.advantage(reward, prompts)
             case "group":
-                advantage = group_advantage(reward, prompts, spread="group")
+                return group_advantage(reward, prompts, spread="group")
             case "group_mean":
-                advantage = group_advantage(reward, prompts, spread="batch")
+                return group_advantage(reward, prompts, spread="batch")
             case "batch":
-                advantage = standardise(reward)
-            case "none":
-                advantage = reward
-        self.collected = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
-        return self.updates.of(rollout, advantage.clamp(-self.advantage_clip, self.advantage_clip), draws.one("minibatches"))
+                return standardise(reward)
+        return reward
 
     def loss(self, batch: Transition) -> tuple[Tensor, Metrics]:
         step = self.policy.at(batch)

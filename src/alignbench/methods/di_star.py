@@ -182,7 +182,9 @@ class DIStar(Method):
                 loss = per_unit(value, self.policy.dimensions, self.reduce).mean()
                 metrics = {"score_gap": (critic - reference).detach().flatten(1).norm(dim=1).mean()}
                 if self.reward_weight > 0:
-                    reward = self.judge.score(model.decode(x0), list(batch.prompts)).mean()
+                    reward = self.judge.score(model.decode(x0), list(batch.prompts))
+                    known = ~reward.isnan()  # an image without a score still has its divergence
+                    reward = torch.where(known, reward, 0).sum() / known.sum().clamp(min=1)
                     loss = loss - self.reward_weight * reward
                     metrics["reward"] = reward.detach()
                 return loss, metrics

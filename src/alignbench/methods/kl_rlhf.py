@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor, nn
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.models.base import Spec
-from alignbench.objectives import Reduce, clipped_surrogate, group_advantage, hard_clamped, per_unit, standardise
+from alignbench.objectives import (
+    Reduce,
+    clipped_surrogate,
+    group_advantage,
+    hard_clamped,
+    mean_and_std,
+    of_scored,
+    per_unit,
+    standardise,
+)
 from alignbench.policy import summed
 from alignbench.ranges import Count, NonNegative, Positive
 from alignbench.rng import Draws
@@ -97,16 +107,18 @@ class KLRLHF(Method):
         return self.optimizer([{"params": policy}, {"params": list(self.value.parameters()), "lr": self.value_lr}])
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
-        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
-        reward = self.score(rollout, prompts)
-        self.collected = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
+        rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
+        mean, std = mean_and_std(reward)
+        self.collected = {"reward": mean, "reward_std": std}
         match self.baseline:
-            case "none" | "value":
-                advantage = reward
+            case "none":
+                advantage = reward.nan_to_num(0)  # an image without a score has no say
+            case "value":
+                advantage = reward  # NaN stays: 0 would teach the value network something
             case "group_mean":
-                advantage = group_advantage(reward, prompts, spread="batch")
+                advantage = of_scored(reward, prompts, partial(group_advantage, spread="batch"))
             case "batch_mean":
-                advantage = standardise(reward)
+                advantage = of_scored(reward, prompts, lambda own, _: standardise(own))
         self.remembered = [*self.remembered, (rollout, advantage)][-self.replay :]
         device = rollout.x.device  # a resumed run's memory comes from a file
         buffer = Rollout.cat([past.to(device) for past, _ in self.remembered])
@@ -121,11 +133,13 @@ class KLRLHF(Method):
 
     def loss(self, batch: Transition) -> tuple[Tensor, Metrics]:
         if isinstance(batch, ValueRows):
-            loss = (self._value(batch) - batch.advantage).square().mean()
+            known = ~batch.advantage.isnan()
+            error = self._value(batch) - torch.where(known, batch.advantage, 0)
+            loss = torch.where(known, error, 0).square().mean()
             return loss, {"value_loss": loss.detach()}
         step = self.policy.at(batch)
         log_ratio = self._per_unit(summed(step.log_prob(batch.y), "image") - batch.log_prob)
-        advantage = batch.advantage if self.baseline != "value" else batch.advantage - self._value(batch).detach()
+        advantage = batch.advantage if self.baseline != "value" else (batch.advantage - self._value(batch).detach()).nan_to_num(0)
         surrogate = clipped_surrogate if self.variant == "exact" else hard_clamped
         loss = self.reward_weight * surrogate(log_ratio, advantage, self.clip).mean()
         metrics = {

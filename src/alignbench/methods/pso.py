@@ -48,13 +48,13 @@ class PSO(Method):
         }
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
-        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
-        scores = self.score(rollout, prompts)
+        rollout, scores = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
         rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
         win, lose, decided = ranked(scores[:, None], self.updates.images_per_prompt, self.margin)
-        self.collected = {"reward": scores.mean().item(), "decided": decided.float().mean().item()}
+        self.collected = {"reward": scores.nanmean().item(), "decided": decided.float().mean().item()}
         if self.ties == "second_wins":
-            win, lose, decided = torch.where(decided, win, lose), torch.where(decided, lose, win), torch.ones_like(decided)
+            scored = ~(scores[win] + scores[lose]).isnan()
+            win, lose, decided = torch.where(decided, win, lose), torch.where(decided, lose, win), scored
         return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
 
     def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:

@@ -1,5 +1,6 @@
 """PXPO: pixel-wise policy optimisation (2404.04356): DDPO with the reward, and so the credit, of each pixel of its own."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
-from alignbench.objectives import EPSILON, Reduce, clipped_surrogate, per_unit, score_function, standardise
+from alignbench.objectives import EPSILON, Reduce, clipped_surrogate, mean_and_std, of_scored, per_unit, score_function, standardise
 from alignbench.policy import summed
 from alignbench.ranges import Count, Positive
 from alignbench.rng import Draws
@@ -63,8 +64,9 @@ class PXPO(Method):
         rollout = self.policy.rollout(prompts, "channels", draws.each("rollout", range(len(prompts))))
         pixels = self.score_map(rollout, prompts)  # [B,H,W]
         sites = F.adaptive_avg_pool2d(pixels[:, None], self.policy.model.shape[1:])[:, 0]  # [B,h,w]
-        self.collected = {"reward": pixels.mean().item(), "reward_std": pixels.flatten(1).mean(1).std(correction=0).item()}
-        advantage = normalised(sites, prompts, self.normalise).clamp(-self.advantage_clip, self.advantage_clip)
+        mean, std = mean_and_std(pixels.flatten(1).mean(1))
+        self.collected = {"reward": mean, "reward_std": std}
+        advantage = of_scored(sites, prompts, partial(normalised, how=self.normalise)).clamp(-self.advantage_clip, self.advantage_clip)
         return self.updates.of(rollout, advantage, draws.one("minibatches"))
 
     def loss(self, batch: Transition) -> tuple[Tensor, Metrics]:

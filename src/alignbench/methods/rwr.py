@@ -1,12 +1,13 @@
 """RWR: reward-weighted regression on the policy's own samples (DDPO, 2305.13301, section 5; Lee et al., 2302.12192), dense and sparse."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
-from alignbench.objectives import reward_weights
+from alignbench.objectives import of_scored, reward_weights
 from alignbench.ranges import Count, Fraction, NonNegative
 from alignbench.rng import Draws, normal
 from alignbench.schedule import Draw, Steps
@@ -40,10 +41,10 @@ class RWR(Method):
         return {"policy": (updates.images * sampler.steps + 3 * updates.batch * updates.count) * sampler.evaluations}
 
     def collect(self, prompts: list[str], draws: Draws) -> Draw:
-        rollout = self.policy.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
-        reward = self.score(rollout, prompts)
-        weight = reward_weights(reward, prompts, self.form, self.inverse_temperature, self.percentile)
-        self.collected = {"reward": reward.mean().item(), "effective_images": (weight.sum().square() / weight.square().sum()).item()}
+        rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
+        weighted = partial(reward_weights, form=self.form, inverse_temperature=self.inverse_temperature, percentile=self.percentile)
+        weight = of_scored(reward, prompts, weighted)
+        self.collected = {"reward": reward.nanmean().item(), "effective_images": (weight.sum().square() / weight.square().sum()).item()}
         x0, steps, model = rollout.x[:, -1], self.updates, self.policy.model
 
         def rows(step: int, part: Tensor) -> Noised:

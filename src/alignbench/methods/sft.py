@@ -51,14 +51,15 @@ class SFT(Method):
                 raise ValueError(f"pictures of {images.shape[3]}x{images.shape[2]} pixels do not fit the model; set method.pictures.size")
             with torch.no_grad():
                 x0 = torch.cat([model.latents(part.to(model.device)) for part in images.split(self.policy.chunk)])
+            weight = torch.ones(len(x0), device=x0.device, dtype=x0.dtype)
             self.collected = {}
         else:
-            rollout = self.policy.reference.rollout(prompts, "image", draws.each("rollout", range(len(prompts))))
-            reward = self.score(rollout, prompts)
-            best = reward.reshape(-1, steps.images_per_prompt).argmax(1)
+            rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))), policy=self.policy.reference)
+            best = reward.nan_to_num(-torch.inf).reshape(-1, steps.images_per_prompt).argmax(1)
             best = best + torch.arange(0, len(reward), steps.images_per_prompt, device=reward.device)
             x0, texts = rollout.x[best, -1], [prompts[row] for row in best.tolist()]
-            self.collected = {"reward": reward[best].mean().item()}
+            weight = 1 - reward[best].isnan().to(x0)  # a prompt of which no image has a score teaches nothing
+            self.collected = {"reward": reward[best].nanmean().item()}
 
         def rows(step: int, part: Tensor) -> Noised:
             own = draws.each("noise", (step * steps.batch + part).tolist())
@@ -66,12 +67,16 @@ class SFT(Method):
             t = torch.stack([torch.randint(model.train_times, (), generator=each) for each in own]).to(x0.device)
             dropped = [torch.rand((), generator=each).item() < self.drop_prompt for each in own]
             cond = model.encode(["" if gone else texts[i] for i, gone in zip(image.tolist(), dropped, strict=True)])
-            return Noised(x0[image.to(x0.device)], normal(model.shape, own, like=x0), t, cond, torch.ones(len(t), device=x0.device))
+            image = image.to(x0.device)
+            return Noised(x0[image], normal(model.shape, own, like=x0), t, cond, weight[image])
 
         return self.updates.of(rows)
 
     def loss(self, batch: Noised) -> tuple[Tensor, Metrics]:
         model = self.policy.model
         alpha, sigma = model.alpha_sigma(batch.t)
-        error = (model.eps(alpha * batch.x0 + sigma * batch.eps, batch.t, batch.cond, "policy") - batch.eps).square().mean()
-        return error, {"eps_error": error.detach()}
+        error = (model.eps(alpha * batch.x0 + sigma * batch.eps, batch.t, batch.cond, "policy") - batch.eps).square().flatten(1).mean(1)
+        return (batch.weight * error).mean(), {"eps_error": error.detach().mean()}
+
+    def idle(self, batch: Noised) -> bool:
+        return not bool(batch.weight.any())

@@ -1,6 +1,6 @@
 """A run's folder as files: what a run writes, and what tables, pages and tests read back.
 
-config.yaml  metrics.jsonl  samples.parquet  samples/*.png  result.json  report.html  timing.json
+config.yaml  judges.json  metrics.jsonl  samples.parquet  samples/*.png  result.json  report.html  timing.json
 All but timing.json are compared byte for byte between machines: no time, host or path enters them.
 """
 
@@ -65,6 +65,17 @@ class Record:
             leftover.unlink(missing_ok=True)
         if not path.exists():
             write_atomically(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120).encode())
+
+    def judges(self, identities: dict[str, dict[str, str]]) -> None:
+        """judges.json: who scores this run. ValueError where another judge began it: its later scores would be another's."""
+        path = self.folder / "judges.json"
+        if path.exists() and (key := _first_difference(began := json.loads(path.read_bytes()), identities)) is not None:
+            raise ValueError(
+                f"{path}: the judge is not the one that this run began with ({key} differs, which was {_at(began, key)}): "
+                "bring that one back, or choose another `output`"
+            )
+        if not path.exists():
+            write_atomically(path, (_json(identities, "judges", indent=1) + "\n").encode())
 
     def metrics(self, rows: list[dict[str, Any]]) -> None:
         """metrics.jsonl, rewritten from the full history `rows`: a resumed run never repeats or loses a line."""
@@ -197,6 +208,12 @@ def _column(key: str, values: list[Any]) -> pa.Array:
 def _merged(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     nested = [key for key in before.keys() & after.keys() if isinstance(before[key], dict) and isinstance(after[key], dict)]
     return {**before, **after, **{key: _merged(before[key], after[key]) for key in nested}}
+
+
+def _at(value: Any, key: str) -> Any:
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _first_difference(a: Any, b: Any, key: str = "") -> str | None:

@@ -7,7 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from alignbench import __version__
+
+class Unreachable(RuntimeError):
+    """A judge in another process or on another machine is gone, whatever it was asked: dead, refused, silent, after all tries."""
 
 
 class Reward(nn.Module, ABC):
@@ -40,11 +42,16 @@ class Reward(nn.Module, ABC):
         """P(a is preferred to b) [B], by Bradley-Terry on the scores."""
         return torch.sigmoid(self(a, prompts) - self(b, prompts))
 
+    @property
+    def costly(self) -> bool:
+        """Whether its scores are worth remembering on disk: a large network's, or another process's."""
+        return self.size_gb > 0
+
     def identity(self) -> dict[str, str]:
-        """What scores depend on beside images and prompts: name, version, settings, hash of the weights; a judge elsewhere says its own."""
+        """What scores depend on beside images and prompts: name, settings and the hash of the weights; a judge elsewhere says its own."""
         plain = {key: each for key, each in vars(self).items() if isinstance(each, str | int | float | None) and key[0] != "_"}
-        digest = hashlib.sha256()
-        for key, each in sorted(self.state_dict().items()):
+        weights, digest = self.state_dict(), hashlib.sha256()
+        for key, each in sorted(weights.items()):
             digest.update(key.encode() + each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = ", ".join(f"{key}={each}" for key, each in sorted(plain.items()) if key != "training")
-        return {"name": self.name, "version": __version__, "settings": settings, "weights": digest.hexdigest() if self.state_dict() else ""}
+        return {"name": self.name, "settings": settings, "weights": digest.hexdigest() if weights else ""}

@@ -1,59 +1,158 @@
-"""What stands between a method and its reward: it counts the queries and lets nothing but finite scores of the right shape through."""
+"""What stands between whoever asks and a reward: it counts the queries and lets nothing but finite scores of the right shape through."""
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from alignbench import ranks
 from alignbench.config import MissingAsset
 from alignbench.meters import Meters
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import Reward, Unreachable
+from alignbench.rewards.memory import Memory, fingerprints
+from alignbench.rewards.quarantine import Quarantine
+
+Ask = Callable[[Tensor, list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """on_error: what becomes of an image that gets no score: it ends the run; it has none (NaN) and teaches nothing; and is kept aside."""
+
+    on_error: Literal["fail", "skip", "quarantine"] = "fail"
+    quarantine: Quarantine | None = None
+    memory: Memory | None = None  # of the scores of costly judges
+
+
+FAIL = Guard()
 
 
 class Judge(nn.Module):
-    """The reward as training sees it. Raises ValueError on a wrong shape, type or a non-finite score: never a silent 0."""
+    """The reward as everyone sees it. A wrong shape or type and a score that is not finite are errors, or NaN where the guard says so."""
 
-    def __init__(self, reward: Reward, meters: Meters):
+    def __init__(self, reward: Reward, meters: Meters, guard: Guard = FAIL):
         super().__init__()
-        self.reward, self.meters = reward.eval().requires_grad_(False), meters
+        self.reward, self.meters, self.guard = reward.eval().requires_grad_(False), meters, guard
         self._warned = False
 
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        return self.reward.identity()
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] in fp32."""
-        self.meters.query(len(images))
-        return self._checked(self._asked(self.reward, images, prompts), (len(images),))
+        """Scores [B] in fp32 of images [B,3,H,W], with a gradient where they carry one; NaN where an image has none.
+
+        Raises ValueError where one has none and on_error is fail. Each image counts as a query, also one whose score is remembered: what a
+        run is said to have cost may not depend on what ran before it, nor on when it was interrupted.
+        """
+        self._count(images)
+        memory = self.guard.memory
+        if memory is None or not self.reward.costly or self.reward.grouped or (images.requires_grad and torch.is_grad_enabled()):
+            return self._guarded(self.reward, images, prompts)
+        keys = fingerprints(images, prompts, self.identity)
+        scores = memory.recall(keys).to(images.device)
+        if len(new := scores.isnan().nonzero().squeeze(1)):
+            scores[new] = self._guarded(self.reward, images[new], [prompts[row] for row in new.tolist()])
+            memory.keep([keys[row] for row in new.tolist()], scores[new])
+        return scores
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores a pixel [B,H,W] in fp32."""
-        self.meters.query(len(images))
-        return self._checked(self._asked(self.reward.map, images, prompts), (len(images), *images.shape[2:]))
+        """Scores a pixel [B,H,W] in fp32; NaN everywhere where an image has none."""
+        self._count(images)
+        return self._guarded(self.reward.map, images, prompts, tuple(images.shape[2:]))
 
-    def _asked(self, ask: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str]) -> Tensor:
+    def _count(self, images: Tensor) -> None:
+        """A query an image; of images that are judged together, every process sees all and counts its share."""
+        self.meters.query(len(ranks.mine(len(images))) if self.reward.grouped else len(images))
+
+    def _guarded(self, ask: Ask, images: Tensor, prompts: list[str], each: tuple[int, ...] = ()) -> Tensor:
+        """each: the shape of one image's answer."""
+        strict = self.guard.on_error == "fail"
         try:
-            return ask(images, prompts)
+            scores, why = self._answered(ask, images, prompts, each), "a score is not finite"
+        except ValueError as error:
+            if strict:
+                raise
+            scores, why = self._one_by_one(ask, images, prompts, each, error), str(error)
+        if scores.isfinite().all():
+            return scores
+        if strict:
+            at = (~scores.isfinite()).nonzero()[0].tolist()
+            raise ValueError(f"reward {self.reward.name} returned a score that is not finite (at {at}); no weight was changed by it")
+        if scores.requires_grad:  # through what is not finite every image's gradient would be NaN
+            scores = self._one_by_one(ask, images, prompts, each, None)
+        missing = ~scores.isfinite().reshape(len(scores), -1).all(1)
+        self._report(images, prompts, missing, why)
+        return scores.masked_fill(missing.reshape(-1, *[1] * len(each)), torch.nan)
+
+    def _answered(self, ask: Ask, images: Tensor, prompts: list[str], each: tuple[int, ...]) -> Tensor:
+        """One answer in fp32, of the right type and shape; whether it is finite is not looked at. A score ignores training's precision."""
+        name = self.reward.name
+        plain = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                scores: object = ask(plain, prompts)
         except MissingAsset:
             raise
+        except Unreachable as error:
+            raise Gone(f"reward {name} cannot be reached: {error}") from error
         except Exception as error:
-            raise ValueError(f"reward {self.reward.name} failed: {error} ({type(error).__name__})") from error
-
-    def _checked(self, scores: object, shape: tuple[int, ...]) -> Tensor:
-        name = self.reward.name
+            raise ValueError(f"reward {name} failed: {error} ({type(error).__name__})") from error
+        shape = (len(images), *each)
         if not isinstance(scores, Tensor) or tuple(scores.shape) != shape:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"reward {name} returned {got} where a tensor {shape} was expected")
-        scores = scores.float()
-        if not torch.isfinite(scores).all():
-            bad = (~torch.isfinite(scores)).nonzero()[0].tolist()
-            raise ValueError(f"reward {name} returned a score that is not finite (at {bad}); no weight was changed by it")
+        return scores.float()
+
+    def _one_by_one(self, ask: Ask, images: Tensor, prompts: list[str], each: tuple[int, ...], error: ValueError | None) -> Tensor:
+        """What can be had where an ask for all failed: NaN for what fails alone, an image or, where they are judged together, a prompt's.
+
+        A judge that cannot be reached twice running is not asked again this time, so that the wait is bounded.
+        """
+        groups = [[row] for row in range(len(images))]
+        if self.reward.grouped:
+            groups = [[row for row, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)]
+        parts = list(torch.full((len(images), *each), torch.nan, device=images.device))
+        gone = int(isinstance(error, Gone))
+        for rows in groups if error is None or len(groups) > 1 else []:
+            try:
+                own = self._answered(ask, images[rows], [prompts[row] for row in rows], each)
+            except ValueError as alone:
+                gone = gone + 1 if isinstance(alone, Gone) else 0
+                if gone > 1:
+                    break
+            else:
+                gone = 0
+                for row, part in zip(rows, own, strict=True):
+                    parts[row] = part if part.isfinite().all() else parts[row]
+        return torch.stack(parts)
+
+    def _report(self, images: Tensor, prompts: list[str], bad: Tensor, why: str) -> None:
+        rows = bad.nonzero().squeeze(1).tolist()
+        warnings.warn(f"{len(rows)} of {len(images)} images have no score and teach nothing: {why}", stacklevel=4)
+        if self.guard.on_error == "quarantine" and self.guard.quarantine is not None:
+            for row in rows:
+                self.guard.quarantine.keep(images[row], prompts[row], self.reward.name, why)
+
+    def look_at(self, scores: Tensor) -> None:
+        """Warn, once, of a judge that gives a whole collection of images one score."""
+        scores = scores[~scores.isnan()]
         if len(scores) > 1 and not self._warned and scores.amax() == scores.amin():
             self._warned = True
             warnings.warn(
-                f"reward {name} gave every image the same score ({scores.flatten()[0].item():g}): nothing can be learned from it",
-                stacklevel=3,
+                f"reward {self.reward.name} gave every image the same score ({scores.flatten()[0].item():g}): "
+                "nothing can be learned from it",
+                stacklevel=4,
             )
-        return scores
 
     def train(self, mode: bool = True) -> "Judge":
         """Always in eval mode: `method.train()` must not wake a judge's dropout."""
         return super().train(False)
+
+
+class Gone(ValueError):
+    """The judge itself could not be reached, whatever the image."""
