@@ -1,0 +1,379 @@
+"""Judges that fail while a run goes on: who is asked again, what stays without a score, what is kept aside, what is remembered (R6)."""
+
+import json
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from methods_zoo import ZOO, Hill, made, moved, optimise, prompts_of, same, weights
+from PIL import Image
+from torch import Tensor
+
+from alignbench.__main__ import main
+from alignbench.meters import Meters
+from alignbench.methods.base import Method
+from alignbench.report.record import Record, read_result
+from alignbench.rewards.base import Unreachable
+from alignbench.rewards.judge import Guard, Judge
+from alignbench.rewards.memory import Memory
+from alignbench.rewards.quarantine import Quarantine
+from alignbench.rewards.scene_judge import SceneJudge
+from alignbench.rng import Draws, generator
+
+SKIP = Guard("skip")
+PROMPTS = ["one", "two", "two", "three", "four", "five"]
+Answer = Callable[[Tensor, Tensor], Any]
+
+
+def pictures() -> Tensor:
+    """Six whose second pixel of the second row says which is which."""
+    images = torch.rand(6, 3, 2, 2, generator=generator(0, "pictures"))
+    images[:, 0, 1, 1] = torch.arange(6) / 10
+    return images
+
+
+def which(images: Tensor) -> Tensor:
+    return (images[:, 0, 1, 1] * 10).round().long()
+
+
+class Faulty(Hill):
+    """The mean of a picture, put through `answer(scores, which)`; remembers who it was asked about."""
+
+    name = "faulty"
+
+    def __init__(self, answer: Answer, costly: bool = False, grouped: bool = False):
+        super().__init__()
+        self.answer, self.asked = answer, list[list[int]]()
+        self.size_gb, self.grouped = float(costly), grouped  # type: ignore[misc]
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Any:
+        self.asked.append(which(images).tolist())
+        return self.answer(images.mean((1, 2, 3)), which(images))
+
+    def map(self, images: Tensor, prompts: list[str]) -> Any:
+        scores = self(images, prompts)
+        return scores[:, None, None].expand(-1, *images.shape[2:]) if isinstance(scores, Tensor) and scores.ndim == 1 else scores
+
+
+def raises_at_3(scores: Tensor, rows: Tensor) -> Tensor:
+    if (rows == 3).any():
+        raise RuntimeError("this picture breaks it")
+    return scores
+
+
+def gone(scores: Tensor, rows: Tensor) -> Tensor:
+    raise Unreachable("dead")
+
+
+def gone_at_3(scores: Tensor, rows: Tensor) -> Tensor:
+    return gone(scores, rows) if (rows == 3).any() else scores
+
+
+BROKEN: dict[str, tuple[Answer, list[int]]] = {  # what is without a score in the end
+    "raises": (raises_at_3, [3]),
+    "nan": (lambda scores, rows: scores.masked_fill(rows == 3, torch.nan), [3]),
+    "inf": (lambda scores, rows: scores.masked_fill(rows > 3, torch.inf), [4, 5]),
+    "wrong count": (lambda scores, rows: scores[1:] if len(scores) > 1 else scores, []),
+    "wrong shape": (lambda scores, rows: scores[:, None], list(range(6))),
+    "wrong type": (lambda scores, rows: scores.tolist(), list(range(6))),
+    "dies on one": (gone_at_3, [3]),
+    "dead": (gone, list(range(6))),
+}
+
+
+@pytest.mark.parametrize("ask", ["score", "map"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_can_be_scored_is_and_the_rest_has_none(case: str, ask: str) -> None:
+    answer, missing = BROKEN[case]
+    judge, images = Judge(Faulty(answer), Meters(), SKIP), pictures()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = getattr(judge, ask)(images, PROMPTS)
+    there = [row for row in range(6) if row not in missing]
+    flat = scores.reshape(6, -1)
+    assert flat.isnan().all(1).nonzero().squeeze(1).tolist() == missing
+    torch.testing.assert_close(flat[there], images.mean((1, 2, 3))[there, None].expand_as(flat[there]))
+    assert [f"{len(missing)} of 6 images have no score" in str(each.message) for each in caught] == [True] * bool(missing)
+    assert judge.meters.reward_queries == 6
+    with pytest.raises(ValueError, match="reward faulty"):
+        getattr(Judge(Faulty(answer), Meters()), ask)(images, PROMPTS)
+
+
+def test_a_judge_that_is_gone_is_not_asked_about_every_image() -> None:
+    """Each ask of such a judge may take its whole time-out."""
+    dead = Faulty(gone)
+    with pytest.warns(UserWarning, match="reward faulty cannot be reached: dead"):
+        assert Judge(dead, Meters(), SKIP).score(pictures(), PROMPTS).isnan().all()
+    assert dead.asked == [[0, 1, 2, 3, 4, 5], [0]]
+
+
+def test_images_that_are_judged_together_fail_together() -> None:
+    """The second and the third have one prompt."""
+    together = Faulty(lambda scores, rows: gone_at_3(scores, rows + 1), grouped=True)
+    with pytest.warns(UserWarning, match="2 of 6"):
+        scores = Judge(together, Meters(), SKIP).score(pictures(), PROMPTS)
+    assert scores.isnan().nonzero().squeeze(1).tolist() == [1, 2]
+    assert [1, 2] in together.asked
+
+
+@pytest.mark.parametrize("case", ["nan", "raises"])
+def test_the_other_images_keep_their_gradient(case: str) -> None:
+    """A NaN in one image's graph would reach all: 0 times NaN is NaN."""
+    images = pictures().requires_grad_(True)
+    answer = BROKEN[case][0] if case == "raises" else lambda scores, rows: scores / (rows != 3) * (rows != 3)
+    with pytest.warns(UserWarning, match="1 of 6"):
+        scores = Judge(Faulty(answer), Meters(), SKIP).score(images, PROMPTS)
+    scores[[0, 1, 2, 4, 5]].sum().backward()
+    expected = torch.full_like(images, 1 / 12)
+    expected[3] = 0
+    torch.testing.assert_close(images.grad, expected)
+
+
+# --- methods
+
+
+class Silent(Hill):
+    """Without a score for those images whose first pixel is at least `at`; the others' is Hill's."""
+
+    def __init__(self, at: float):
+        super().__init__()
+        self.at = at
+
+    def map(self, images: Tensor, prompts: list[str]) -> Tensor:
+        bad = images.detach().flatten(1)[:, 0] >= self.at
+        return super().map(images, prompts).masked_fill(bad[:, None, None], torch.nan)
+
+
+def guarded(name: str, at: float, **changes: Any) -> Method:
+    method = moved(made(name, reward=Silent(at), **changes))
+    method.judge.guard = SKIP
+    for judge in getattr(method, "judges", []):
+        judge.guard = SKIP
+    return method
+
+
+TAUGHT = [name for name in ZOO if name != "diff_instruct"]  # which asks nobody
+
+
+@pytest.mark.filterwarnings("ignore:.*have no score")
+@pytest.mark.parametrize("name", TAUGHT)
+def test_no_weight_becomes_nan_where_some_images_have_no_score(name: str) -> None:
+    method = guarded(name, at=1.0 if name.startswith("pso") else 0.5, micro_batch=4)
+    before = weights(method)
+    rows = list(optimise(method, 2))
+    assert all(value == value for row in rows for value in row.values())
+    assert all(value.isfinite().all() for value in weights(method).values())
+    assert not same(weights(method), before)
+    unscored, queries = method.policy.model.meters.images_unscored, method.policy.model.meters.reward_queries
+    assert name.startswith("di_star") or 0 < unscored < queries
+
+
+@pytest.mark.filterwarnings("ignore:.*have no score")
+@pytest.mark.parametrize("name", [name for name in TAUGHT if not name.startswith(("di_star", "kl_rlhf", "ddpo_group"))])
+def test_an_epoch_without_any_score_moves_no_weight(name: str) -> None:
+    """But for those whose loss has a divergence beside the reward."""
+    method = guarded(name, at=-torch.inf, micro_batch=4)
+    before = weights(method)
+    assert all(row["gradient"] == 0 for row in optimise(method, 2))
+    for batch in method.collect(prompts_of(method), Draws(0, 0)):
+        assert method.idle(batch)
+    assert same(weights(method), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no score")
+@pytest.mark.parametrize("name", ["ddpo", "ddpo_group", "ddpo_sf", "pxpo", "pxpo_sf", "kl_rlhf", "rwr", "rwr_sparse"])
+def test_the_others_learn_as_if_it_had_not_been_sampled(name: str) -> None:
+    """Their advantages are those of a reward vector that never had the unscored in it."""
+    whole, part = guarded(name, at=torch.inf), guarded(name, at=0.5)
+    sampled = [method.sample(prompts_of(method), "image", Draws(0, 0).each("rollout", range(12))) for method in (whole, part)]
+    assert torch.equal(sampled[0][0].x, sampled[1][0].x)
+    known = ~sampled[1][1].isnan()
+    assert 0 < known.sum() < 12
+    assert torch.equal(sampled[0][1][known], sampled[1][1][known])
+    seen = torch.cat([credit(batch).reshape(len(batch), -1).abs().sum(1) for batch in part.collect(prompts_of(part), Draws(0, 0))])
+    assert (seen > 0).any()
+    states = torch.cat([state(batch) for batch in part.collect(prompts_of(part), Draws(0, 0))])
+    unscored = {tuple(row) for row in sampled[1][0].x[~known].flatten(2).flatten(0, 1).tolist()}
+    assert not any(credited and tuple(row) in unscored for row, credited in zip(states.tolist(), (seen > 0).tolist(), strict=True))
+
+
+def credit(batch: Any) -> Tensor:
+    return batch.advantage if hasattr(batch, "advantage") else batch.weight
+
+
+def state(batch: Any) -> Tensor:
+    return (batch.y if hasattr(batch, "y") else batch.x0).flatten(1)
+
+
+# --- kept aside
+
+
+def test_what_has_no_score_is_kept_aside_once(tmp_path: Path) -> None:
+    told = {"seed": 7, "epoch": 3}
+    guard = Guard("quarantine", Quarantine(tmp_path / "quarantine", told))
+    judge = Judge(Faulty(raises_at_3), Meters(), guard)
+    for _ in range(2):  # a resumed run meets it again
+        with pytest.warns(UserWarning, match="this picture breaks it"):
+            judge.score(pictures(), PROMPTS)
+    (line,) = map(json.loads, (tmp_path / "quarantine" / "quarantine.jsonl").read_text().splitlines())
+    assert {key: line[key] for key in ("prompt", "judge", "seed", "epoch")} == {"prompt": "three", "judge": "faulty", "seed": 7, "epoch": 3}
+    assert "this picture breaks it" in line["why"]
+    (file,) = (tmp_path / "quarantine").glob("*.png")
+    assert file.stem == line["image"]
+    seen = torch.tensor(list(Image.open(file).tobytes())).reshape(2, 2, 3).permute(2, 0, 1)
+    assert torch.equal(seen, (pictures()[3] * 255).round().long())
+
+
+# --- remembered
+
+
+def fine(scores: Tensor, rows: Tensor) -> Tensor:
+    return scores
+
+
+def test_a_costly_judge_is_asked_once_about_an_image_and_prompt(tmp_path: Path) -> None:
+    guard = Guard("fail", None, Memory(tmp_path / "scores.sqlite"))
+    judge = Judge(reward := Faulty(fine, costly=True), Meters(), guard)
+    first = judge.score(pictures()[:4], PROMPTS[:4])
+    assert torch.equal(judge.score(pictures(), PROMPTS)[:4], first)
+    assert reward.asked == [[0, 1, 2, 3], [4, 5]]
+    assert judge.meters.reward_queries == 10  # what a run is said to cost does not depend on what the disk remembers
+    judge.score(pictures()[:1], ["another prompt"])
+    judge.score(pictures()[:1] + 1e-6, PROMPTS[:1])
+    assert reward.asked[2:] == [[0], [0]]
+    other = Judge(again := Faulty(fine, costly=True), Meters(), Guard("fail", None, Memory(tmp_path / "scores.sqlite")))
+    assert torch.equal(other.score(pictures()[:4], PROMPTS[:4]), first)
+    assert again.asked == []
+    stranger = Judge(third := Faulty(fine, costly=True), Meters(), guard)
+    third.weights = torch.nn.Parameter(torch.ones(1))  # another judge by its weights
+    stranger.score(pictures(), PROMPTS)
+    assert third.asked == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_no_score_is_not_remembered_and_nor_is_what_depends_on_more(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "scores.sqlite")
+    judge = Judge(reward := Faulty(BROKEN["nan"][0], costly=True), Meters(), Guard("skip", None, memory))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 of"):
+            judge.score(pictures(), PROMPTS)
+    assert reward.asked == [[0, 1, 2, 3, 4, 5], [3]]
+    for kind in ({"grouped": True, "costly": True}, {"costly": False}):
+        judge = Judge(reward := Faulty(fine, **kind), Meters(), Guard("fail", None, memory))
+        for _ in range(2):
+            judge.score(pictures(), PROMPTS)
+        assert len(reward.asked) == 2
+    judge = Judge(reward := Faulty(fine, costly=True), Meters(), Guard("fail", None, memory))
+    for _ in range(2):
+        assert judge.score(pictures().requires_grad_(True), PROMPTS).requires_grad
+    assert len(reward.asked) == 2
+
+
+def test_a_damaged_memory_is_said_once_and_fails_nothing(tmp_path: Path) -> None:
+    (tmp_path / "scores.sqlite").write_bytes(b"no database " * 1000)
+    judge = Judge(reward := Faulty(fine, costly=True), Meters(), Guard("fail", None, Memory(tmp_path / "scores.sqlite")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            torch.testing.assert_close(judge.score(pictures(), PROMPTS), pictures().mean((1, 2, 3)))
+    assert ["scores are not remembered" in str(each.message) for each in caught] == [True]
+    assert len(reward.asked) == 3
+
+
+def test_two_runs_may_write_at_once(tmp_path: Path) -> None:
+    memories = [Memory(tmp_path / "scores.sqlite") for _ in range(4)]
+    keys = [[bytes([n, m]) for m in range(200)] for n in range(4)]
+    threads = [threading.Thread(target=m.keep, args=(k, torch.arange(200.0))) for m, k in zip(memories, keys, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(Memory(tmp_path / "scores.sqlite").recall(each), torch.arange(200.0)) for each in keys)
+
+
+# --- at the same time
+
+
+@pytest.mark.parametrize("name", ["ddpo", "kl_rlhf", "d3po", "pso", "rwr", "sft"])
+def test_overlap_changes_no_number(name: str) -> None:
+    one, other = moved(made(name)), moved(made(name, overlap=True))
+    assert list(optimise(one, 2)) == list(optimise(other, 2))
+    assert same(weights(one), weights(other))
+    assert one.policy.model.meters.state() == other.policy.model.meters.state()
+
+
+def test_a_chunk_is_judged_while_the_next_is_sampled() -> None:
+    """The judge gives no answer to the first chunk before the second has begun."""
+    begun = threading.Event()
+
+    class Patient(Hill):
+        def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+            assert begun.wait(60)
+            return super().forward(images, prompts)
+
+    method = made("ddpo", reward=Patient(), overlap=True)  # chunks of 5
+    sampled, chunks = method.policy._rollout, []
+
+    def noticed(*words: Any) -> Any:
+        chunks.append(words)
+        if len(chunks) == 2:
+            begun.set()
+        return sampled(*words)
+
+    method.policy._rollout = noticed  # type: ignore[method-assign]
+    _, reward = method.sample(prompts_of(method), "image", Draws(0, 0).each("rollout", range(12)))
+    assert len(chunks) == 3
+    assert not reward.requires_grad
+
+
+def test_an_error_in_the_judge_s_thread_is_the_run_s() -> None:
+    method = made("ddpo", reward=Silent(-torch.inf), overlap=True)
+    with pytest.raises(ValueError, match="not finite"):
+        method.sample(prompts_of(method), "image", Draws(0, 0).each("rollout", range(12)))
+
+
+# --- through the front door
+
+
+QUICK = ["eval=quick", "epochs=2", "eval.every=1", "method.images=16", "method.batch=8", "sampler.steps=3", "eval.prompts=4"]
+
+
+def test_a_run_skips_keeps_aside_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = SceneJudge.forward
+
+    def now_and_then(self: SceneJudge, images: Tensor, prompts: list[str]) -> Tensor:
+        return usual(self, images, prompts).masked_fill(images.mean((1, 2, 3)) > images.mean(), torch.nan)
+
+    monkeypatch.setattr(SceneJudge, "forward", now_and_then)
+    with pytest.warns(UserWarning, match="have no score"):
+        assert main([*QUICK, "judging.on_error=quarantine", f"output={tmp_path}"]) == 0
+    (folder,) = [each for each in tmp_path.iterdir() if each.is_dir()]
+    result = read_result(folder)
+    assert 0 < result["meters"]["images_unscored"] < result["meters"]["reward_queries"] == 32
+    table = {row["name"]: row for row in result["metrics"]}
+    assert 0 < table["scene_judge"]["images"] < table["exact_judge"]["images"] == 8
+    lines = [json.loads(line) for line in (folder / "quarantine" / "quarantine.jsonl").read_text().splitlines()]
+    assert {line["judge"] for line in lines} == {"scene_judge"}
+    assert {line["epoch"] for line in lines} == {0, 1}
+    assert all((folder / "quarantine" / f"{line['image']}.png").is_file() for line in lines)
+    assert (folder / "report.html").is_file()
+    assert result["judges"]["scene_judge"] == SceneJudge().identity()
+
+
+def test_policies_have_one_identity_while_nothing_fails() -> None:
+    from alignbench.compose import compose
+
+    usual = compose([])
+    assert compose(["judging.overlap=true", "judging.cache=false", "judging.on_error=fail"]).hash == usual.hash
+    assert compose(["judging.on_error=skip"]).hash != usual.hash
+
+
+def test_another_judge_does_not_go_on_where_one_began(tmp_path: Path) -> None:
+    began, now = {"hpsv2": {"name": "hpsv2", "weights": "aa"}}, {"hpsv2": {"name": "hpsv2", "weights": "bb"}}
+    Record(tmp_path).judges(began)
+    Record(tmp_path).judges(began)
+    with pytest.raises(ValueError, match=r"not the one that this run began with \(hpsv2.weights differs, which was aa\)"):
+        Record(tmp_path).judges(now)
