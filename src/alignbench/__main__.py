@@ -25,6 +25,7 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
     "ls": ("alignbench.__main__:ls", "list groups and their choices: ls, ls methods"),
     "doctor": ("alignbench.doctor:doctor", "say what a run would miss, before it starts: doctor model=sd15 epochs=10"),
     "export": ("alignbench.export:export", "a run's weights as other programs load them, with a model card: export outputs/<run>"),
+    "score": ("alignbench.scoring:score", "a judge's scores of a folder of images: score reward=colour images=DIR prompts=FILE"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {
@@ -115,7 +116,12 @@ def ls(words: list[str]) -> int:
     for group in groups:
         there = choices(group, conf_folder())
         width = max(map(len, there), default=0)
-        print("\n".join([group, *(f"  {name:<{width}}  {line}" for name, line in there.items())] if there else [f"{group}\n  (none yet)"]))
+        lines = [f"  {name:<{width}}  {line}" for name, line in there.items()] or ["  (none yet)"]
+        if group == "reward" and words:
+            from alignbench.reward_table import reward_table
+
+            lines = reward_table(there, conf_folder())
+        print("\n".join([group, *lines]))
     return 0
 
 

@@ -69,12 +69,26 @@ def constructor_of(target: str) -> dict[str, Argument]:
 
 
 def fact_of(target: str, name: str) -> Any:
-    """The constant that a class of ours assigns to `name` in its body, or None."""
+    """The constant that a class of ours, or the nearest class of ours that it builds on, assigns to `name` in its body; None without one."""
     module, _, owner = target.rpartition(".")
-    for statement in _classes(module)[owner].body:
-        if isinstance(statement, ast.Assign) and name in map(ast.unparse, statement.targets) and isinstance(statement.value, ast.Constant):
-            return statement.value.value
+    made = _classes(module)[owner]
+    for statement in made.body:
+        targets = (
+            statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+        )
+        if name in map(ast.unparse, targets) and isinstance(statement.value, ast.Constant):  # type: ignore[attr-defined]
+            return statement.value.value  # type: ignore[attr-defined]
+    for base in made.bases:
+        full = _named(base, module)
+        if full.startswith("alignbench.") and (found := fact_of(full, name)) is not None:
+            return found
     return None
+
+
+def _named(base: ast.expr, module: str) -> str:
+    """The full name of a class that another one names as its base; empty where it is not found."""
+    own = isinstance(base, ast.Name) and base.id in _classes(module)
+    return f"{module}.{ast.unparse(base)}" if own else dict(_imports(_source(module))).get(ast.unparse(base), "")
 
 
 def _arguments(module: str, name: str) -> dict[str, Argument]:
@@ -90,7 +104,7 @@ def _arguments(module: str, name: str) -> dict[str, Argument]:
     inherited: dict[str, Argument] = {}
     if init is None or init.args.kwarg:
         for base in classes[name].bases:
-            full = f"{module}.{base.id}" if isinstance(base, ast.Name) and base.id in classes else imported.get(ast.unparse(base), "")
+            full = _named(base, module)
             if full.startswith("alignbench."):
                 inherited = constructor_of(full)
                 break
