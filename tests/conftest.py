@@ -159,6 +159,17 @@ def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a small LLaVA and of a small BERT with random weights: `llava` and `bert`."""
+    import tiny_vlm
+
+    root = tmp_path_factory.mktemp("seeing")
+    tiny_vlm.build(root / "llava")
+    tiny_vlm.build_scorer(root / "bert")
+    return {name: root / name for name in ("llava", "bert")}
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `step` shows that step of the family that its parameter or its file names."""
     for mark in item.iter_markers("step"):
