@@ -1,5 +1,6 @@
 """A vision-language model as a judge, on a small LLaVA and a small BERT with random weights."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_vlm import CHAT, TEMPLATE
 from torch import Tensor, nn
 from torchmetrics.functional.text.bert import bert_score
-from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    DebertaConfig,
+    DebertaModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from alignbench.__main__ import main
 from alignbench.config import MissingAsset
@@ -20,6 +33,7 @@ from alignbench.rewards.vlm import Vlm
 from alignbench.rewards.vqa_score import VqaScore
 from alignbench.rng import generator
 
+FILE = "model.safetensors"
 QUESTION, CHOICE = "What is happening in this image?", "Does this image show {prompt}? Answer yes or no."
 PROMPTS = ["a red circle", "the small blue dog on the left", "circles", "a square", "the dog"]
 TALK = "USER: <image>\nWhat is happening in this image? ASSISTANT:"
@@ -125,7 +139,62 @@ def test_a_choice_is_that_of_a_plain_forward_pass(seeing: dict[str, Path]) -> No
 def test_a_template_that_writes_the_start_of_text_gets_no_second(seeing: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(seeing["llava"], tmp_path / "llava")
     (folder / "chat_template.jinja").write_text("<s>" + CHAT)
+    net, processor = LlavaForConditionalGeneration.from_pretrained(folder).eval(), LlavaProcessor.from_pretrained(folder)
+    text = "<s>USER: <image>\nDoes this image show a dog? Answer yes or no. ASSISTANT:"
+    inputs = processor(images=pictures()[0], text=text, add_special_tokens=False, return_tensors="pt")
+    assert inputs.input_ids[0].tolist().count(1) == 1
+    with torch.no_grad():
+        likely = net(**inputs).logits[0, -1, processor.tokenizer.convert_tokens_to_ids(["▁Yes", "▁No"])].softmax(0)
+    torch.testing.assert_close(vqa(seeing, path=folder)(images()[:1], ["a dog"]), likely[:1], rtol=1e-4, atol=1e-6)
+
+
+def test_files_load_by_the_names_of_the_published_ones(seeing: dict[str, Path], tmp_path: Path) -> None:
+    """LLaVA 1.5's parts, and CLIP's eye with the prefix that transformers has since dropped; half precision stays half."""
+    folder = shutil.copytree(seeing["llava"], tmp_path / "llava")
+    weights = {name.replace("vision_tower.", "vision_tower.vision_model."): each for name, each in load_file(folder / FILE).items()}
+    assert {name.rpartition(".layers.")[0] or name.rpartition(".")[0] for name in weights} == {
+        "language_model.lm_head",
+        "language_model.model",
+        "language_model.model.embed_tokens",
+        "language_model.model.norm",
+        "multi_modal_projector.linear_1",
+        "multi_modal_projector.linear_2",
+        "vision_tower.vision_model.embeddings",
+        "vision_tower.vision_model.embeddings.patch_embedding",
+        "vision_tower.vision_model.embeddings.position_embedding",
+        "vision_tower.vision_model.encoder",
+        "vision_tower.vision_model.post_layernorm",
+        "vision_tower.vision_model.pre_layrnorm",
+    }
+    save_file(weights, folder / FILE, metadata={"format": "pt"})
     torch.testing.assert_close(vqa(seeing, path=folder)(images(), PROMPTS), vqa(seeing)(images(), PROMPTS))
+    save_file({name: each.half() for name, each in weights.items()}, folder / FILE, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    half = vqa(seeing, path=folder)
+    assert {each.dtype for each in half.parameters()} == {torch.float16}
+    torch.testing.assert_close(half(images(), PROMPTS), vqa(seeing)(images(), PROMPTS), rtol=0, atol=0.02)
+
+
+def test_the_published_networks_have_the_published_sizes() -> None:
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(LlavaConfig(text_config=LlamaConfig(vocab_size=32064)))
+        deberta = DebertaModel(
+            DebertaConfig(
+                vocab_size=50265,
+                hidden_size=1024,
+                num_hidden_layers=48,
+                num_attention_heads=16,
+                intermediate_size=4096,
+                type_vocab_size=0,
+                relative_attention=True,
+                pos_att_type=["c2p", "p2c"],
+                position_biased_input=False,
+            )
+        )
+    sees, reads = (sum(each.numel() for each in net.parameters()) / 1e9 for net in (llava, deberta))
+    assert (2 * sees, reads) == (pytest.approx(VqaScore.size_gb, abs=0.05), pytest.approx(0.76, abs=0.005))
+    assert Vlm.size_gb == pytest.approx(2 * sees + 4 * reads, abs=0.05)
 
 
 # --- recall
@@ -208,7 +277,9 @@ def test_a_network_built_to_say_yes_to_light_does(seeing: dict[str, Path], tmp_p
         embeddings = eye.embeddings if hasattr(eye, "embeddings") else eye.vision_model.embeddings
         embeddings.position_embedding.weight[:, 1] = 1
         embeddings.patch_embedding.weight[0] = 0.2 / (3 * 8**2)
-        bridge.linear_1.weight[0, 0] = bridge.linear_2.weight[0, 0] = 1
+        bridge.linear_1.weight[0, 0] = bridge.linear_2.bias[1] = 1
+        bridge.linear_2.weight[0, 0] = 0.05
+        bridge.linear_1.bias[0] = 5  # where gelu only rises
         talk.embed_tokens.weight[:, 1] = 1
         talk.layers[0].self_attn.v_proj.weight[0, 0] = talk.layers[0].self_attn.o_proj.weight[0, 0] = 1
         net.lm_head.weight[yes, 0] = 1
@@ -225,14 +296,23 @@ def test_a_network_built_to_say_yes_to_light_does(seeing: dict[str, Path], tmp_p
 @pytest.mark.parametrize("fault", ["nothing", "config", "weights", "truncated", "key", "shape", "vocabulary", "processor", "network"])
 def test_a_folder_that_is_no_vision_language_model_is_refused_in_a_line(fault: str, seeing: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(seeing["llava"], tmp_path / "llava")
-    spoil(folder, fault, seeing["bert"], "lm_head.weight")
+    spoil(folder, fault, seeing["bert"], "language_model.lm_head.weight")
     with pytest.raises(MissingAsset) as caught:
         vqa(seeing, path=folder)
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"reward.path={folder}: ")
     assert "fetch llava-hf/llava-1.5-7b-hf (14.1 GB) with `hf download llava-hf/llava-1.5-7b-hf` and put the folder's path in" in line
-    assert {"key": "1 missing, first lm_head.weight", "vocabulary": "vocabulary"}.get(fault, "") in line
+    assert {
+        "config": "Unrecognized model in",
+        "weights": "no file named model.safetensors",
+        "truncated": "a safetensors file is truncated or damaged",
+        "key": "another network's weights: 1 missing, first lm_head.weight",
+        "shape": "another network's weights: 1 of another shape, first lm_head.weight",
+        "vocabulary": "tokenizer",
+        "processor": "Can't load image processor",
+        "network": "Unrecognized configuration class",
+    }.get(fault, "") in line
 
 
 @pytest.mark.parametrize("fault", ["nothing", "config", "weights", "truncated", "key", "shape", "vocabulary"])
@@ -244,18 +324,23 @@ def test_a_folder_that_is_no_scorer_is_refused_in_a_line(fault: str, seeing: dic
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"reward.scorer={folder}: ")
-    assert "`hf download microsoft/deberta-xlarge-mnli`, its weights as model.safetensors, and put the folder's path in reward.scorer" in line
-    assert {"key": "1 missing, first encoder.layer.1.output.dense.bias", "vocabulary": "vocabulary"}.get(fault, "") in line
+    assert (
+        "`hf download microsoft/deberta-xlarge-mnli`, its weights as model.safetensors, and put the folder's path in reward.scorer" in line
+    )
+    assert {
+        "truncated": "a safetensors file is truncated or damaged",
+        "key": "another network's weights: 1 missing, first encoder.layer.1.output.dense.bias",
+        "shape": "another network's weights: 1 of another shape, first encoder.layer.1.output.dense.bias",
+        "vocabulary": "there is no vocabulary",
+    }.get(fault, "") in line
 
 
 def spoil(folder: Path, fault: str, other: Path, key: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    file = folder / "model.safetensors"
+    file = folder / FILE
     if fault == "nothing":
         shutil.rmtree(folder)
     elif fault in ("config", "weights", "processor"):
-        (folder / {"config": "config.json", "weights": "model.safetensors", "processor": "processor_config.json"}[fault]).unlink()
+        (folder / {"config": "config.json", "weights": FILE, "processor": "processor_config.json"}[fault]).unlink()
     elif fault == "truncated":
         file.write_bytes(file.read_bytes()[:5000])
     elif fault in ("key", "shape"):
@@ -265,24 +350,26 @@ def spoil(folder: Path, fault: str, other: Path, key: str) -> None:
             del weights[key]
         save_file(weights, file, metadata={"format": "pt"})
     elif fault == "vocabulary":
-        for each in (*folder.glob("tokenizer*"),):
+        for each in list(folder.glob("tokenizer*")):
             each.unlink()
     else:
-        for name in ("config.json", "model.safetensors"):
+        for name in ("config.json", FILE):
             shutil.copy(other / name, folder / name)
 
 
 def test_without_a_network_the_hub_s_names_say_what_to_fetch(seeing: dict[str, Path]) -> None:
     with pytest.raises(MissingAsset, match=r"^reward.path=llava-hf/llava-1.5-7b-hf: .*14.1 GB.*`hf download llava-hf/llava-1.5-7b-hf`"):
         vlm(seeing, path="llava-hf/llava-1.5-7b-hf")
-    with pytest.raises(MissingAsset, match=r"^reward.scorer=microsoft/deberta-xlarge-mnli: .*3 GB in single.*put the folder's path in reward"):
+    with pytest.raises(
+        MissingAsset, match=r"^reward.scorer=microsoft/deberta-xlarge-mnli: .*3 GB in single.*put the folder's path in reward"
+    ):
         vlm(seeing, scorer="microsoft/deberta-xlarge-mnli")
 
 
 def test_a_pickle_is_not_read(seeing: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(seeing["bert"], tmp_path / "bert")
     torch.save(BertModel.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    (folder / FILE).unlink()
     with pytest.raises(MissingAsset, match=r"^reward.scorer=.*model.safetensors"):
         vlm(seeing, scorer=folder)
 

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
-SAYS = "a the red blue small circle square dog left right on is and of Yes No What happening in this image Does show Answer yes or no".split()
+SAYS = ["a", "the", "red", "blue", "small", "circle", "square", "dog", "left", "right", "on", "is", "and", "of", "Yes", "No"]
+SAYS += ["What", "happening", "in", "this", "image", "Does", "show", "Answer", "yes", "or", "no"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "red", "blue", "small", "circle", "square", "dog", "left", "on", "##s"]
 TEMPLATE = "USER: <image>\n{question} ASSISTANT:"
 CHAT = (  # what the published processor's template makes of one question

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignbench.config import located
-from alignbench.rewards.hub import had, whole, worded
+from alignbench.rewards.hub import obtained, whole, worded
 
 FETCH = (
     "fetch microsoft/deberta-xlarge-mnli (0.76 billion weights: 1.5 GB in half precision, 3 GB in single) with "
@@ -21,7 +21,7 @@ class BertRecall(nn.Module):
     def __init__(self, path: str, revision: str | None, layer: int):
         """layer: of hidden states; 0 is the embedding. Raises ValueError where the network has fewer."""
         super().__init__()
-        self.net, self.tokenizer = had(lambda: self._loaded(path, revision), f"reward.scorer={path}", FETCH)
+        self.net, self.tokenizer = obtained(lambda: self._loaded(path, revision), f"reward.scorer={path}", FETCH)
         if layer > (most := self.net.config.num_hidden_layers):
             raise ValueError(f"reward.layer={layer}: {path} has {most} layers; take one of them")
         self.layer, self.longest = layer, min(self.tokenizer.model_max_length, self.net.config.max_position_embeddings)

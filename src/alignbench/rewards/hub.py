@@ -1,4 +1,4 @@
-"""Networks in transformers' own layout, on the Hub or in a folder: loaded whole, from safetensors and without anybody's code, or not at all."""
+"""Networks in transformers' layout, on the Hub or in a folder: loaded whole, from safetensors and without others' code, or not at all."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +11,23 @@ from alignbench.rewards.weights import first_line
 
 
 def whole(kind: Any, path: str, revision: str | None, dtype: "torch.dtype | str", spare: str) -> Any:
-    """The network of a transformers class `kind`, frozen. Raises ValueError where a weight is not in its files but in the part `spare`."""
+    """The network of a transformers class `kind`, frozen. Raises ValueError where its files lack a weight, but for the part `spare`."""
     network, found = kind.from_pretrained(
-        located(path), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        located(path),
+        revision=revision,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are named below
     )
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(f"{spare}."))
-    if missing:  # transformers would draw them at random and go on
-        raise ValueError(f"another network's weights: {len(missing)} missing, first {missing[0]}")
+    faults = {
+        "of another shape": sorted(str(key) for key, *_ in found["mismatched_keys"]),
+        "missing": sorted(key for key in found["missing_keys"] if not key.startswith(f"{spare}.")),
+    }
+    for fault, keys in faults.items():
+        if keys:  # transformers would draw them at random and go on
+            raise ValueError(f"another network's weights: {len(keys)} {fault}, first {keys[0]}")
     return network.eval().requires_grad_(False)
 
 
@@ -28,7 +38,7 @@ def worded(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def had(load: Callable[[], Any], key: str, fetch: str) -> Any:
+def obtained(load: Callable[[], Any], key: str, fetch: str) -> Any:
     """What `load` gives. Raises MissingAsset where it cannot: one line with the key, the reason, and `fetch`, which says what to do."""
     from transformers.utils import logging
 
@@ -36,5 +46,7 @@ def had(load: Callable[[], Any], key: str, fetch: str) -> Any:
     logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MissingAsset(f"{key}: {first_line(error)}; {fetch}") from error
+    except SafetensorError as error:
+        raise MissingAsset(f"{key}: a safetensors file is truncated or damaged ({first_line(error)}); {fetch}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MissingAsset(f"{key}: {first_line(error).partition('. ')[0].rstrip(': ')}; {fetch}") from error

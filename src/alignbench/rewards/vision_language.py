@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.config import located
-from alignbench.rewards.hub import had, whole, worded
+from alignbench.rewards.hub import obtained, whole, worded
 
 FETCH = "fetch llava-hf/llava-1.5-7b-hf (14.1 GB) with `hf download llava-hf/llava-1.5-7b-hf` and put the folder's path in reward.path"
 
@@ -17,7 +17,7 @@ class VisionLanguage(nn.Module):
     def __init__(self, path: str, revision: str | None, template: str):
         """template: a conversation with `{question}` and the image's token, where the processor has no template of its own."""
         super().__init__()
-        self.net, self.processor = had(lambda: self._loaded(path, revision), f"reward.path={path}", FETCH)
+        self.net, self.processor = obtained(lambda: self._loaded(path, revision), f"reward.path={path}", FETCH)
         self.tokenizer, self.template = self.processor.tokenizer, template
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token

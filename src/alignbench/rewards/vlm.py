@@ -1,4 +1,4 @@
-"""DDPO's prompt-image alignment (2305.13301, section 5.2): a vision-language model says what it sees, BERTScore how much of the prompt that is."""
+"""DDPO's prompt-image alignment (2305.13301, section 5.2): how much of the prompt a vision-language model says that it sees."""
 
 import torch
 from torch import Tensor

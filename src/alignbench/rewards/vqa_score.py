@@ -24,7 +24,8 @@ class VqaScore(Reward):
 
     def __init__(self, *, path: Text, revision: str | None, question: Text, template: Text, answer: Text, opposite: Text, batch: Count):
         """path: Hub id or folder of a vision-language model with its processor; question: with `{prompt}`; template: see VisionLanguage;
-        answer: the one that is paid for, and its opposite; batch: images asked about at once. Raises MissingAsset, and ValueError for answers that begin alike.
+        answer: the one that is paid for; batch: images asked about at once. Raises MissingAsset, and ValueError where the question is
+        not about the prompt or the two answers begin alike.
         """
         super().__init__()
         if "{prompt}" not in question:
@@ -32,7 +33,9 @@ class VqaScore(Reward):
         self.model = VisionLanguage(path, revision, template)
         first = [self.model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (answer, opposite)]
         if first[0] == first[1]:
-            raise ValueError(f"reward.answer={answer} and reward.opposite={opposite} begin with the same token of {path}; take words that do not")
+            raise ValueError(
+                f"reward.answer={answer} and reward.opposite={opposite} begin with the same token of {path}; take words that do not"
+            )
         self.question, self.answer, self.opposite = question, answer, opposite
         self._first, self._batch = first, batch
         self.asked = self.model.conversation(question)
