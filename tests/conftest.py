@@ -161,13 +161,14 @@ def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of a small LLaVA and of a small BERT with random weights: `llava` and `bert`."""
+    """The folders of a small LLaVA and of two small text encoders with random weights: `llava`, `bert` and `deberta`."""
     import tiny_vlm
 
     root = tmp_path_factory.mktemp("seeing")
     tiny_vlm.build(root / "llava")
     tiny_vlm.build_scorer(root / "bert")
-    return {name: root / name for name in ("llava", "bert")}
+    tiny_vlm.build_deberta(root / "deberta")
+    return {name: root / name for name in ("llava", "bert", "deberta")}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -148,6 +148,13 @@ def test_a_template_that_writes_the_start_of_text_gets_no_second(seeing: dict[st
     torch.testing.assert_close(vqa(seeing, path=folder)(images()[:1], ["a dog"]), likely[:1], rtol=1e-4, atol=1e-6)
 
 
+def test_a_choice_is_the_same_in_any_precision_of_training(seeing: dict[str, Path]) -> None:
+    reward = vqa(seeing)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = reward(images(), PROMPTS)
+    assert torch.equal(mixed, reward(images(), PROMPTS))
+
+
 def test_files_load_by_the_names_of_the_published_ones(seeing: dict[str, Path], tmp_path: Path) -> None:
     """LLaVA 1.5's parts, and CLIP's eye with the prefix that transformers has since dropped; half precision stays half."""
     folder = shutil.copytree(seeing["llava"], tmp_path / "llava")
@@ -204,12 +211,12 @@ SAID = ["a red dog on the left", "small blue square", "a circles circle", "xyz a
 MEANT = ["a blue circle", "a red square on the left small", "the circle", "the dog zzz", "red"]
 
 
-@pytest.mark.parametrize("layer", [0, 1, 3])
-def test_recall_is_torchmetrics_for_each_pair(layer: int, seeing: dict[str, Path]) -> None:
+@pytest.mark.parametrize("kind, longest, layer", [("bert", 16, 0), ("bert", 16, 1), ("bert", 16, 3), ("deberta", 64, 2)])
+def test_recall_is_torchmetrics_for_each_pair(kind: str, longest: int, layer: int, seeing: dict[str, Path]) -> None:
     """For one pair at a time: in a batch torchmetrics 1.9 undoes its sorting by length the wrong way round, and mixes up the pairs."""
-    ours = BertRecall(str(seeing["bert"]), None, layer)(SAID, MEANT)
+    ours = BertRecall(str(seeing[kind]), None, layer)(SAID, MEANT)
     theirs = [
-        bert_score([said], [meant], model_name_or_path=str(seeing["bert"]), num_layers=layer, max_length=16)["recall"]
+        bert_score([said], [meant], model_name_or_path=str(seeing[kind]), num_layers=layer, max_length=longest)["recall"]
         for said, meant in zip(SAID, MEANT, strict=True)
     ]
     torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=1e-5)
@@ -386,7 +393,7 @@ def test_words_that_do_not_fit_are_named(seeing: dict[str, Path]) -> None:
 @pytest.mark.parametrize("choice", ["vlm", "vqa_score"])
 def test_a_run_trains_on_it_and_one_without_the_files_ends_with_3(choice: str, seeing: dict[str, Path], tmp_path: Path) -> None:
     words = ["method=ddpo", f"reward={choice}", "eval=quick", "eval.prompts=2", "eval.images=2", "eval.grid=2", "eval.every=0", "epochs=1"]
-    words += ["method.images=8", "method.batch=4", "sampler.steps=3", f"output={tmp_path}"]
+    words += ["eval.validation_prompts=2", "method.images=8", "method.batch=4", "sampler.steps=3", f"output={tmp_path}"]
     here = [f"reward.path={seeing['llava']}"]
     here += [f"reward.scorer={seeing['bert']}", "reward.layer=2", "reward.max_new_tokens=4"] if choice == "vlm" else []
     assert main([*words, *here]) == 0

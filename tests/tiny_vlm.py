@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
     BertConfig,
@@ -11,6 +12,9 @@ from transformers import (
     BertTokenizer,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    DebertaConfig,
+    DebertaModel,
+    DebertaTokenizer,
     LlamaConfig,
     LlamaTokenizer,
     LlavaConfig,
@@ -91,3 +95,27 @@ def build_scorer(folder: Path) -> None:
         scaled(net, 1.0)
     net.save_pretrained(folder)
     BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}, model_max_length=16).save_pretrained(folder)
+
+
+def build_deberta(folder: Path) -> None:
+    """DeBERTa as the published scorer's is: relative positions only, and a tokenizer of bytes."""
+    letters = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *sorted(ByteLevel.alphabet())]
+    config = DebertaConfig(
+        vocab_size=len(letters),
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=64,
+        type_vocab_size=0,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_biased_input=False,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = DebertaModel(config)
+        scaled(net, 1.0)
+    net.save_pretrained(folder)
+    DebertaTokenizer(vocab={letter: n for n, letter in enumerate(letters)}, merges=[], model_max_length=64).save_pretrained(folder)
