@@ -167,6 +167,18 @@ def clip_judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]
     return judges.stand_ins(tmp_path_factory.mktemp("clip_judges"))
 
 
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a small LLaVA and of two small text encoders with random weights: `llava`, `bert` and `deberta`."""
+    import tiny_vlm
+
+    root = tmp_path_factory.mktemp("seeing")
+    tiny_vlm.build(root / "llava")
+    tiny_vlm.build_scorer(root / "bert")
+    tiny_vlm.build_deberta(root / "deberta")
+    return {name: root / name for name in ("llava", "bert", "deberta")}
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `step` shows that step of the family that its parameter or its file names."""
     for mark in item.iter_markers("step"):
