@@ -1,0 +1,68 @@
+"""What worker and remote judges share: requests, answers that are checked, tries, and errors that say who is to blame."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench.rewards.worker_loop import from_npz, to_npz, to_words
+
+T = TypeVar("T")
+LONGEST = 30.0  # seconds between two tries, however many there are
+
+
+class Unreachable(RuntimeError):
+    """The judge is gone (dead, refused, timed out, after all tries) or is another: no fault of the images that it was asked about."""
+
+
+class Changed(Unreachable):
+    """Under the same address there is another judge than the one that the run began with."""
+
+
+class Faltered(Exception):
+    """What another try may heal."""
+
+
+def patiently(name: str, tries: int, pause: float, ask: Callable[[], T]) -> T:
+    """What `ask` returns, asked again where it raises Faltered, after `pause` seconds and then twice as long each time."""
+    for left in reversed(range(tries)):
+        try:
+            return ask()
+        except Faltered as error:
+            if not left:
+                raise Unreachable(f"reward {name}: {error}; tried {tries} time{'s' * (tries > 1)}") from error
+        time.sleep(min(pause * 2 ** (tries - 1 - left), LONGEST))
+    raise AssertionError("tries is 1 or more")
+
+
+def request(images: Tensor, prompts: list[str]) -> bytes:
+    """Images [B,3,H,W] and their prompts as an npz file's bytes."""
+    return to_npz(images=images.detach().float().cpu().contiguous().numpy(), prompts=to_words(prompts))
+
+
+def most(count: int) -> int:
+    """Bytes that an answer about `count` images may have: its scores in the widest numbers, and room for names or an error."""
+    return 65_536 + 16 * count
+
+
+def scores(name: str, data: bytes, count: int) -> Tensor:
+    """The scores [B] of an answer, in fp32. Raises ValueError, saying which, where it is anything but `count` finite numbers."""
+    try:
+        found = from_npz(data, most(count))
+    except ValueError as error:
+        raise ValueError(f"reward {name} answered with {error}") from error
+    if found.keys() != {"scores"}:
+        raise ValueError(f"reward {name} answered with arrays named {', '.join(found) or 'nothing'} where `scores` was expected")
+    array = found["scores"]
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"reward {name} answered with values of type {array.dtype} where numbers were expected")
+    if array.shape != (count,):
+        raise ValueError(f"reward {name} answered with scores of shape {list(array.shape)} where [{count}] was expected")
+    given = torch.from_numpy(array.astype(np.float32))
+    if not given.isfinite().all():
+        first = int((~given.isfinite()).nonzero()[0])
+        raise ValueError(f"reward {name} answered with a score that is not finite ({array[first]} for image {first})")
+    return given
