@@ -9,10 +9,10 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from alignbench.rewards.wire import Faltered
+from alignbench.rewards.wire import TOKEN, Faltered
 from alignbench.rewards.worker_loop import HEAD, head
 
-DROPPED = ("ALIGNBENCH_TOKEN", "VIRTUAL_ENV")  # of our environment: not for a judge's code to see
+DROPPED = (TOKEN, "VIRTUAL_ENV")  # of our environment: not for a judge's code to see
 
 
 class Process:

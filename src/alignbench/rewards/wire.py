@@ -8,9 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.rewards.worker_loop import from_npz, to_npz, to_words
+from alignbench.rewards.worker_loop import from_npz, from_words, to_npz, to_words
 
 T = TypeVar("T")
+LARGEST = 1 << 28  # bytes of a request: 85 images of 512x512
+NAME = r"[\w.-]{1,60}"  # of a judge: it heads columns and stands in file names
+TOKEN = "ALIGNBENCH_TOKEN"  # the variable that has a server's token; neither a config nor a record ever does
+IDENTITY = "Alignbench-Identity"  # the header that says with every answer who gave it
+NPZ = "application/octet-stream"  # no type that a page in a browser may send elsewhere without being asked
 LONGEST = 30.0  # seconds between two tries, however many there are
 
 
@@ -41,6 +46,19 @@ def patiently(name: str, tries: int, pause: float, ask: Callable[[], T]) -> T:
 def request(images: Tensor, prompts: list[str]) -> bytes:
     """Images [B,3,H,W] and their prompts as an npz file's bytes."""
     return to_npz(images=images.detach().float().cpu().contiguous().numpy(), prompts=to_words(prompts))
+
+
+def asked_for(data: bytes, size: int) -> tuple[Tensor, list[str]]:
+    """The other end of `request`. Raises ValueError, saying what is wrong."""
+    found = from_npz(data, size)
+    if found.keys() != {"images", "prompts"}:
+        raise ValueError(f"arrays named {', '.join(found) or 'nothing'} where images and prompts were expected")
+    images, prompts = found["images"], from_words(found["prompts"])
+    if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != 3 or not images.size:
+        raise ValueError(f"images of type {images.dtype} and shape {list(images.shape)} where float32 and [B,3,H,W] were expected")
+    if not isinstance(prompts, list) or len(prompts) != len(images) or not all(isinstance(each, str) for each in prompts):
+        raise ValueError(f"prompts that are no JSON list of {len(images)} strings")
+    return torch.from_numpy(images), prompts
 
 
 def most(count: int) -> int:

@@ -18,9 +18,9 @@ from alignbench.rewards import worker_loop
 from alignbench.rewards.base import Reward
 from alignbench.rewards.environment import environment, requirement_file
 from alignbench.rewards.process import Process
-from alignbench.rewards.wire import Changed, Unreachable, most, patiently, request, scores
+from alignbench.rewards.wire import NAME, Changed, Unreachable, most, patiently, request, scores
 
-FACTS = {"name": r"[\w.-]{1,60}", "version": r"[^\n]{1,200}", "weights": r"([0-9a-f]{64})?"}  # what `load` says of its judge
+FACTS = {"name": NAME, "version": r"[^\n]{1,200}", "weights": r"([0-9a-f]{64})?"}  # what `load` says of its judge
 
 
 class Worker(Reward):

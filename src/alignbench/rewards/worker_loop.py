@@ -37,7 +37,7 @@ def to_npz(**arrays: Any) -> bytes:
 
 
 def from_npz(data: bytes, most: int) -> dict[str, Any]:
-    """The named arrays of an npz file's bytes. Raises ValueError where it is none, holds Python objects, or unpacks to over `most` bytes."""
+    """The arrays of an npz file's bytes, by name. Raises ValueError where it is none, holds objects, or unpacks to over `most` bytes."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(each.file_size for each in archive.infolist())
