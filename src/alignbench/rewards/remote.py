@@ -18,7 +18,21 @@ from torch import Tensor
 from alignbench.config import MissingAsset
 from alignbench.ranges import Count, Positive, Text
 from alignbench.rewards.base import Reward
-from alignbench.rewards.wire import IDENTITY, LARGEST, NAME, NPZ, TOKEN, Changed, Faltered, Unreachable, most, patiently, request, scores
+from alignbench.rewards.wire import (
+    IDENTITY,
+    LARGEST,
+    NAME,
+    NPZ,
+    TOKEN,
+    Changed,
+    Faltered,
+    Garbled,
+    Unreachable,
+    most,
+    patiently,
+    request,
+    scores,
+)
 
 REFUSED = {401: f"set {TOKEN} to its token", 403: f"set {TOKEN} to its token", 404: "is reward.url the address of a judge?"}
 
@@ -65,13 +79,15 @@ class Remote(Reward):
         data = request(images, prompts)
         if len(data) > LARGEST:
             raise ValueError(f"reward {self.name}: a request of {len(data)} bytes, over the {LARGEST} of a server; lower reward.batch")
-        ask = partial(self._sent, "POST", "/score", data, most(len(images)))
-        answer, identity = patiently(self.name, self._tries, self._pause, ask)
+        return patiently(self.name, self._tries, self._pause, partial(self._asked, data, len(images)))
+
+    def _asked(self, data: bytes, count: int) -> Tensor:
+        answer, identity = self._sent("POST", "/score", data, most(count))
         if identity != self._hash:
             raise Changed(
                 f"reward {self.name}: identity changed mid-run ({self._hash[:12]} -> {identity[:12]}); start a new run for this one"
             )
-        return scores(self.name, answer, len(images))
+        return scores(self.name, answer, count)
 
     def _sent(self, method: str, path: str, body: bytes, allowed: int) -> tuple[bytes, str]:
         """The body of an answer, and the hash of who gave it. Raises Faltered for what another try may heal."""
@@ -105,7 +121,7 @@ class Remote(Reward):
             raise Faltered(f"half an answer from {self._at.netloc}{' in the time of reward.call_timeout' * late}")
         if answer.status == 200:
             if len(data) > allowed:
-                raise ValueError(f"reward {self.name} answered with more than the {allowed} bytes that its scores can take")
+                raise Garbled(f"more than the {allowed} bytes that its scores can take")
             return data, answer.headers.get(IDENTITY, "")
         said = f"status {answer.status}: {_error(data)}"
         if answer.status >= 500:
