@@ -20,6 +20,8 @@ from torch import Tensor
 
 from alignbench.__main__ import main
 from alignbench.rewards.base import Reward
+from alignbench.rewards.colour import Colour
+from alignbench.rewards.jpeg import JpegCompressibility
 from alignbench.rewards.remote import Remote
 from alignbench.rewards.sandbox_preference import SandboxPreference
 from alignbench.rewards.scene_judge import SceneJudge
@@ -75,9 +77,11 @@ def posted(server: Server, body: bytes, path: str = "/score", **headers: str) ->
     return answer.status, json.loads(body)["error"] if answer.status != 200 else ""
 
 
-@pytest.mark.parametrize("made", [SceneJudge, lambda: SandboxPreference(), Fragile], ids=["scene_judge", "sandbox_preference", "again"])
-def test_what_is_served_is_the_judge_bit_for_bit(made: Any) -> None:
-    reward = made()
+JUDGES = [SceneJudge(), SandboxPreference(path="package://rewards/preference/model.safetensors"), Colour(width=0.35), JpegCompressibility()]
+
+
+@pytest.mark.parametrize("reward", JUDGES, ids=lambda reward: reward.name)
+def test_what_is_served_is_the_judge_bit_for_bit(reward: Reward) -> None:
     with started(reward) as server:
         remote = asking(server, batch=len(PROMPTS))
         assert torch.equal(remote(pictures(), PROMPTS), reward(pictures(), PROMPTS))
@@ -132,15 +136,15 @@ def npz(**arrays: Any) -> bytes:
     return out.getvalue()
 
 
-IMAGES, WORDS = np.zeros((2, 3, 4, 4), np.float32), np.frombuffer(b'["a", "b"]', np.uint8)
+IMAGES, WORDS = np.zeros((2, 3, 32, 32), np.float32), np.frombuffer(b'["a", "b"]', np.uint8)
 BAD = {
     "garbage": (b"not an npz file", "no npz file"),
     "empty": (b"", "no npz file"),
     "pickle": (npz(images=np.array([Harmful()]), prompts=WORDS), "Object arrays cannot be loaded"),
     "names": (npz(image=IMAGES, prompts=WORDS), "arrays named image, prompts"),
     "type": (npz(images=IMAGES.astype(np.uint8), prompts=WORDS), "type uint8"),
-    "shape": (npz(images=IMAGES[:, :1], prompts=WORDS), r"[2, 1, 4, 4]"),
-    "none": (npz(images=IMAGES[:0], prompts=np.frombuffer(b"[]", np.uint8)), "[0, 3, 4, 4]"),
+    "shape": (npz(images=IMAGES[:, :1], prompts=WORDS), r"[2, 1, 32, 32]"),
+    "none": (npz(images=IMAGES[:0], prompts=np.frombuffer(b"[]", np.uint8)), "[0, 3, 32, 32]"),
     "count": (npz(images=IMAGES[:1], prompts=WORDS), "list of 1 strings"),
     "numbers": (npz(images=IMAGES, prompts=np.frombuffer(b"[1, 2]", np.uint8)), "list of 2 strings"),
     "no json": (npz(images=IMAGES, prompts=np.frombuffer(b"[", np.uint8)), "Expecting value"),
@@ -194,7 +198,7 @@ def test_a_server_with_another_judge_is_an_error() -> None:
     with started(SceneJudge()) as first:
         remote, port = asking(first), first.server_port
         first.shutdown()
-    with started(SandboxPreference(), port) as second:
+    with started(JpegCompressibility(), port) as second:
         with pytest.raises(Changed, match="identity changed mid-run"):
             remote(pictures(), PROMPTS)
         second.shutdown()
