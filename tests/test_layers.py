@@ -21,9 +21,9 @@ LEAVES = {
     "signals",
     "labels",
 }  # of all; they know only each other
-TOP = {"__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"} | {
-    "scoring",
-    "reward_table",
+TOP = {
+    *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
+    *("serve", "scoring", "reward_table", "parity"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},

@@ -140,6 +140,7 @@ HOST_ONLY = {  # keys that change where and how fast a run goes, never what it c
     "output": None,
     "judging": ("cache", "overlap"),
     "eval": ("batch",),
+    "reward": ("batch", "pause", "tries", *(f"{each}_timeout" for each in ("build", "start", "connect", "call", "idle"))),
     "trainer": (
         *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
         *(each for each in ECONOMIES if each != "vae_tiling"),
