@@ -30,6 +30,9 @@ MORE = {
     "d3po_human@sandbox": ["method.path=labels"],
     "pxpo_human": ["method.path=labels"],
     "pxpo_human@sandbox": ["method.path=labels"],
+    "parity": ["reward.groups=[a cat,a dog]"],
+    "human": ["reward.path=labels"],
+    "heat_map": ["reward.path=heat.png"],
 }  # no default
 FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
 
