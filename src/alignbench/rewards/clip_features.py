@@ -11,10 +11,6 @@ from alignbench.config import MissingAsset, located
 from alignbench.rewards.framing import clip_normalised, framed
 from alignbench.rewards.weights import first_line
 
-BACKBONE, TRAINING_DATA = "CLIP ViT-L/14", "OpenAI's 400 M pairs of image and text"
-FRAME = "shorter side to the network's size (bicubic, antialiased, as PIL), centre square, CLIP's mean and std"
-LICENCE, SIZE_GB = "that of the weights; OpenAI's CLIP: MIT", 1.7
-
 
 class ClipFeatures(nn.Module):
     """Frozen, in fp32 whatever the precision of training; a row depends on its own image or text alone."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
-from alignbench.rewards.clip_features import BACKBONE, FRAME, LICENCE, SIZE_GB, TRAINING_DATA, ClipFeatures
+from alignbench.rewards.clip_features import ClipFeatures
 from alignbench.rewards.groups import credited
 from alignbench.worlds.scenes import ATTRIBUTES, COLOURS, POSITIONS, SHAPES, SIZES, read
 
@@ -60,11 +60,11 @@ class Parity(Reward):
     spatial = False
     range = (-1.0, 1.5)
     unit = "squared difference of shares"
-    licence = LICENCE
-    backbone = BACKBONE
-    training_data = TRAINING_DATA
-    frame = FRAME
-    size_gb = SIZE_GB
+    licence = "that of the weights; OpenAI's CLIP: MIT"
+    backbone = "CLIP ViT-L/14"
+    training_data = "OpenAI's 400 M pairs of image and text"
+    frame = "shorter side to CLIP's size (PIL's bicubic), centre, CLIP's mean and std"
+    size_gb = 1.7
     grouped = True
 
     wanted: Tensor  # [groups,D]

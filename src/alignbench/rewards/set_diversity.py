@@ -4,7 +4,7 @@ from torch import Tensor
 
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
-from alignbench.rewards.clip_features import BACKBONE, FRAME, LICENCE, SIZE_GB, TRAINING_DATA, ClipFeatures
+from alignbench.rewards.clip_features import ClipFeatures
 from alignbench.rewards.groups import credited
 from alignbench.worlds.scenes import Reading
 
@@ -35,11 +35,11 @@ class SetDiversity(Reward):
     spatial = False
     range = (-2.0, 4.0)
     unit = "1 - cosine"
-    licence = LICENCE
-    backbone = BACKBONE
-    training_data = TRAINING_DATA
-    frame = FRAME
-    size_gb = SIZE_GB
+    licence = "that of the weights; OpenAI's CLIP: MIT"
+    backbone = "CLIP ViT-L/14"
+    training_data = "OpenAI's 400 M pairs of image and text"
+    frame = "shorter side to CLIP's size (PIL's bicubic), centre, CLIP's mean and std"
+    size_gb = 1.7
     grouped = True
 
     def __init__(self, *, path: Text, revision: str | None):
