@@ -244,4 +244,4 @@ def test_a_run_trains_from_it(tmp_path: Path) -> None:
     words += ["epochs=2", "method.images=32", "method.images_per_prompt=8", "sampler.steps=3", f"output={tmp_path}"]
     assert main(words) == 0
     rows = [row for row in read_metrics(compose(words).folder) if row["split"] == "train"]
-    assert all(-0.5 <= row["reward"] <= 0.1 and math.isfinite(row["loss"]) for row in rows)
+    assert all(-0.9 <= row["reward"] <= 0.1 and math.isfinite(row["loss"]) for row in rows)
