@@ -83,9 +83,9 @@ def _strings(node: dict[str, Any], above: str = "") -> Iterator[tuple[str, str, 
     for name, value in node.items():
         if isinstance(value, str):
             yield f"{above}{name}", value, node
-        for mark, each in enumerate(value) if isinstance(value, list) else [("", value)]:
+        for mark, each in ({f"[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {"": value}).items():
             if isinstance(each, dict):
-                yield from _strings(each, f"{above}{name}{f'[{mark}]' * (mark != '')}.")
+                yield from _strings(each, f"{above}{name}{mark}.")
 
 
 # --- here or not
