@@ -19,7 +19,8 @@ PROMPTS = ["a", "b", "b", "a", "a", "b", "a", "b", "b", "a", "a", "b"]
 
 
 def pictures() -> Tensor:
-    return draw(SCENES, generator(0, "pictures"))
+    """As PNGs hold them: CLIP sees the image that would be saved."""
+    return (draw(SCENES, generator(0, "pictures")) * 255).round() / 255
 
 
 @pytest.fixture(params=["scene", "clip"])
