@@ -1,5 +1,6 @@
 """What the tests share: small worlds, and no network."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ MORE = {
     "pxpo_human@sandbox": ["method.path=labels"],
     "remote": ["reward.url=http://127.0.0.1:8765"],
     "worker": ["reward.script=judge.py", "reward.requirements=numpy.txt"],
+    "parity": ["reward.groups=[a cat,a dog]"],
+    "human": ["reward.path=labels"],
+    "heat_map": ["reward.path=heat.png"],
 }  # no default
 FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
 
@@ -147,6 +151,29 @@ def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     net.save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small CLIP with random weights for images of 32x32 pixels, and a vocabulary of bytes."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip_folder")
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [*map(chr, printable), *(chr(256 + n) for n in range(256 - len(printable)))]  # how GPT-2's vocabulary writes a byte
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = small | {"vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = CLIPModel(CLIPConfig(projection_dim=8, text_config=text, vision_config=small | {"image_size": 32, "patch_size": 8}))
+        for parameter in net.parameters():  # at its own initial scale all images look alike
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    net.save_pretrained(folder)
     return folder
 
 

@@ -41,7 +41,7 @@ class Asset:
     @property
     def hub(self) -> tuple[str, str | None] | None:
         """The Hub's id, and the file for `id:file`; None for what can only be local."""
-        match = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?::([^:]+))?", self.value)
+        match = None if self.value.endswith(".png") else re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?::([^:]+))?", self.value)
         return (match[1], match[2]) if match else None
 
     @property
@@ -66,11 +66,11 @@ def named(config: dict[str, Any]) -> list[Asset]:
     nodes |= {f"eval.judges[{index}]": judge for index, judge in enumerate(config["eval"]["judges"]) if isinstance(judge, dict)}
     found = []
     for prefix, node in nodes.items():
-        for key, value in _strings(node):
+        for key, value, own in _strings(node):
             name = key.rpartition(".")[2]
             if name not in ("path", "init"):
                 continue
-            revision = node.get("revision" if name == "path" else "init_revision") if key == name else None
+            revision = own.get("revision" if name == "path" else "init_revision")
             gated, gb, licence, without = bool(node.get("gated")), None, None, ()
             if (prefix, key) == ("model", "path"):
                 gb, licence, without = model.get("download_gb"), model.get("licence"), tuple(getattr(made_by(model), "without", ()))
@@ -78,12 +78,14 @@ def named(config: dict[str, Any]) -> list[Asset]:
     return found
 
 
-def _strings(node: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def _strings(node: dict[str, Any], above: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each string with its key and the node that it is a value of: a mix has nodes in a list."""
     for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _strings(value, f"{above}{name}.")
-        elif isinstance(value, str):
-            yield f"{above}{name}", value
+        if isinstance(value, str):
+            yield f"{above}{name}", value, node
+        for mark, each in ({f"[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {"": value}).items():
+            if isinstance(each, dict):
+                yield from _strings(each, f"{above}{name}{mark}.")
 
 
 # --- here or not

@@ -330,7 +330,8 @@ def _digest(path: Path) -> str | None:
         files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".txt", ".safetensors") and file.is_file())
     elif (path / "items.json").is_file():
         files = [path / name for name in ("preferences.jsonl", "rollouts.safetensors") if (path / name).is_file()]
-        files = [path / "items.json", *files, *sorted(path.glob("heat/*.png"))]
+        pictures = ["heat/*.png"] if path / "rollouts.safetensors" in files else ["heat/*.png", "images/*.png"]  # which trajectories imply
+        files = [path / "items.json", *files, *(file for each in pictures for file in sorted(path.glob(each)))]
     else:
         return None
     digest = hashlib.sha256()

@@ -98,25 +98,34 @@ def trajectories(folder: Path | str, sampler: dict[str, Any], shape: tuple[int, 
     return x
 
 
-def heat(folder: Path | str) -> "dict[int, Tensor]":
-    """A person's heat maps [H,W] by image, counted as in items.json: 1 where white (good), -1 where black (bad), 0 where grey or clear."""
+def painted(path: Path) -> "Tensor":
+    """A picture as a heat map [H,W]: 1 where white (good), -1 where black (bad), 0 where grey (128) or clear. Raises ValueError for a file
+    that is none.
+    """
     import torch
     from PIL import Image, UnidentifiedImageError
 
+    try:
+        with Image.open(path) as file:
+            colours = file.convert("RGBA")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not an image ({error})") from None
+    seen = Image.alpha_composite(Image.new("RGBA", colours.size, (128, 128, 128, 255)), colours).convert("L")
+    levels = torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(seen.height, seen.width)
+    return ((levels.float() - 128) / 127).clamp(min=-1)
+
+
+def heat(folder: Path | str) -> "dict[int, Tensor]":
+    """A person's heat maps [H,W] by image, counted as in items.json and read as in `painted`."""
     maps, named = {}, [name for group in read_items(folder).groups for name in group.images]
     for path in sorted((Path(folder) / "heat").glob("*.png")):
         if path.name not in named:
             raise ValueError(f"{path}: a heat map has the name of its image in {Path(folder) / 'images'}; there is none of this name")
-        try:
-            with Image.open(path) as file, Image.open(Path(folder) / "images" / path.name) as image:
-                if file.size != image.size:
-                    raise ValueError(f"{path}: {file.size[0]}x{file.size[1]} pixels, and its image has {image.size[0]}x{image.size[1]}")
-                painted = file.convert("RGBA")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path}: not an image ({error})") from None
-        seen = Image.alpha_composite(Image.new("RGBA", painted.size, (128, 128, 128, 255)), painted).convert("L")
-        levels = torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(seen.height, seen.width)
-        maps[named.index(path.name)] = ((levels.float() - 128) / 127).clamp(min=-1)
+        own, image = painted(path), painted(Path(folder) / "images" / path.name)
+        if own.shape != image.shape:
+            sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (own, image)]
+            raise ValueError(f"{path}: {sizes[0]} pixels, and its image has {sizes[1]}")
+        maps[named.index(path.name)] = own
     return maps
 
 

@@ -13,7 +13,10 @@ from alignbench.compose import compose
 from alignbench.config import ConfigError, MissingAsset
 from alignbench.report.record import write_atomically
 
-USAGE = "alignbench score reward=<choice> images=<folder> [prompts=<file>] [to=<file>.parquet] [batch=16] [reward.key=value ...] [judging.key=value ...]"
+USAGE = (
+    "alignbench score reward=<choice> images=<folder> [prompts=<file>] [to=<file>.parquet] [batch=16] [reward.key=value ...] "
+    "[judging.key=value ...]"
+)
 NAMES, TEXTS = ("file_name", "image"), ("text", "prompt")  # as the Hub's image folders call their columns, and as our own runs do
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -59,8 +62,8 @@ def read_rows(folder: Path, file: Path) -> list[tuple[str, str]]:
         rows = list(listed(folder, file))
     except FileNotFoundError:
         raise ConfigError(
-            f"score: prompts={file}: there is no such file; it is a .jsonl, .csv or .parquet with {NAMES[0]} and {TEXTS[0]}, or a .txt with a line "
-            "an image, in the order of their names"
+            f"score: prompts={file}: there is no such file; it is a .jsonl, .csv or .parquet with {NAMES[0]} and {TEXTS[0]}, "
+            "or a .txt with a line an image, in the order of their names"
         ) from None
     except (OSError, ValueError) as error:  # not text, not JSON, not parquet
         if isinstance(error, ConfigError):

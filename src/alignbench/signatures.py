@@ -69,15 +69,14 @@ def constructor_of(target: str) -> dict[str, Argument]:
 
 
 def fact_of(target: str, name: str) -> Any:
-    """The constant that a class of ours, or the nearest class of ours that it builds on, assigns to `name` in its body; None without one."""
+    """The constant that a class of ours, or the nearest one that it builds on, assigns to `name` in its body; None without one."""
     module, _, owner = target.rpartition(".")
     made = _classes(module)[owner]
     for statement in made.body:
-        targets = (
-            statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
-        )
-        if name in map(ast.unparse, targets) and isinstance(statement.value, ast.Constant):  # type: ignore[attr-defined]
-            return statement.value.value  # type: ignore[attr-defined]
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Constant):
+            continue
+        if name in map(ast.unparse, statement.targets if isinstance(statement, ast.Assign) else [statement.target]):
+            return statement.value.value
     for base in made.bases:
         full = _named(base, module)
         if full.startswith("alignbench.") and (found := fact_of(full, name)) is not None:

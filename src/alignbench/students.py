@@ -30,8 +30,7 @@ class Readings(nn.Module):
     num_features = 20  # torchmetrics asks for it
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = Reading.of(images)
-        return torch.cat([seen.paper, seen.ink, seen.offset / 6, seen.overlap.flatten(1)], 1)
+        return Reading.of(images).features
 
 
 @torch.no_grad()

@@ -175,6 +175,11 @@ class Reading:
                 overlap[:, i, j] = torch.maximum(overlap[:, i, j], torch.minimum(alpha, template).sum(1) / union)
         return cls(paper, ink, centre - PIXELS / 2, overlap, strongest >= 0.25)
 
+    @property
+    def features(self) -> Tensor:
+        """Twenty numbers an image [B,20], each of order 1: for distances between images and between sets of them."""
+        return torch.cat([self.paper, self.ink, self.offset / 6, self.overlap.flatten(1)], 1)
+
 
 def read(images: Tensor) -> Tensor:
     """What each image shows, as attribute indices [B,5] in the order of ``ATTRIBUTES``; -1 where nothing is drawn."""
