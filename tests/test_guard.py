@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.__main__ import main
+from alignbench.config import MissingAsset
 from alignbench.meters import Meters
 from alignbench.methods.base import Method
 from alignbench.report.record import Record, read_result
-from alignbench.rewards.base import Unreachable
+from alignbench.rewards.base import Changed, Unreachable
 from alignbench.rewards.judge import Guard, Judge
 from alignbench.rewards.memory import Memory
 from alignbench.rewards.quarantine import Quarantine
 from alignbench.rewards.scene_judge import SceneJudge
 from alignbench.rng import Draws, generator
 
-SKIP = Guard("skip")
+SKIP = Guard("skip", patience=2.0)
 PROMPTS = ["one", "two", "two", "three", "four", "five"]
 Answer = Callable[[Tensor, Tensor], Any]
 
@@ -82,6 +84,7 @@ BROKEN: dict[str, tuple[Answer, list[int]]] = {  # what is without a score in th
     "wrong type": (lambda scores, rows: scores.tolist(), list(range(6))),
     "dies on one": (gone_at_3, [3]),
     "dead": (gone, list(range(6))),
+    "sleeps": (lambda scores, rows: scores if len(scores) == 1 else time.sleep(30), []),  # once it is asked one by one it answers
 }
 
 
@@ -99,16 +102,36 @@ def test_what_can_be_scored_is_and_the_rest_has_none(case: str, ask: str) -> Non
     torch.testing.assert_close(flat[there], images.mean((1, 2, 3))[there, None].expand_as(flat[there]))
     assert [f"{len(missing)} of 6 images have no score" in str(each.message) for each in caught] == [True] * bool(missing)
     assert judge.meters.reward_queries == 6
-    with pytest.raises(ValueError, match="reward faulty"):
-        getattr(Judge(Faulty(answer), Meters()), ask)(images, PROMPTS)
+    ended = MissingAsset if case in ("dies on one", "dead", "sleeps") else ValueError  # the judge's fault, or the answer's
+    with pytest.raises(ended, match=r"reward faulty|dead"):
+        getattr(Judge(Faulty(answer), Meters(), Guard(patience=2.0)), ask)(images, PROMPTS)
 
 
 def test_a_judge_that_is_gone_is_not_asked_about_every_image() -> None:
     """Each ask of such a judge may take its whole time-out."""
     dead = Faulty(gone)
-    with pytest.warns(UserWarning, match="reward faulty cannot be reached: dead"):
+    with pytest.warns(UserWarning, match="no score and teach nothing: dead"):
         assert Judge(dead, Meters(), SKIP).score(pictures(), PROMPTS).isnan().all()
     assert dead.asked == [[0, 1, 2, 3, 4, 5], [0]]
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_another_judge_ends_the_run_under_every_policy(policy: Any) -> None:
+    def changed(scores: Tensor, rows: Tensor) -> Tensor:
+        raise Changed("identity changed mid-run")
+
+    with pytest.raises(MissingAsset, match="identity changed mid-run"):
+        Judge(Faulty(changed), Meters(), Guard(policy)).score(pictures(), PROMPTS)
+
+
+def test_a_judge_with_a_time_limit_keeps_gradients_and_errors() -> None:
+    images = pictures().requires_grad_(True)
+    Judge(Faulty(fine), Meters(), Guard(patience=60)).score(images, PROMPTS).sum().backward()
+    torch.testing.assert_close(images.grad, torch.full_like(images, 1 / 12))
+    with torch.no_grad():
+        assert not Judge(Faulty(fine), Meters(), Guard(patience=60)).score(images, PROMPTS).requires_grad
+    with pytest.raises(ValueError, match="this picture breaks it"):
+        Judge(Faulty(raises_at_3), Meters(), Guard(patience=60)).score(images, PROMPTS)
 
 
 def test_images_that_are_judged_together_fail_together() -> None:
@@ -214,7 +237,7 @@ def state(batch: Any) -> Tensor:
 
 def test_what_has_no_score_is_kept_aside_once(tmp_path: Path) -> None:
     told = {"seed": 7, "epoch": 3}
-    guard = Guard("quarantine", Quarantine(tmp_path / "quarantine", told))
+    guard = Guard("quarantine", None, Quarantine(tmp_path / "quarantine", told))
     judge = Judge(Faulty(raises_at_3), Meters(), guard)
     for _ in range(2):  # a resumed run meets it again
         with pytest.warns(UserWarning, match="this picture breaks it"):
@@ -236,7 +259,7 @@ def fine(scores: Tensor, rows: Tensor) -> Tensor:
 
 
 def test_a_costly_judge_is_asked_once_about_an_image_and_prompt(tmp_path: Path) -> None:
-    guard = Guard("fail", None, Memory(tmp_path / "scores.sqlite"))
+    guard = Guard("fail", None, None, Memory(tmp_path / "scores.sqlite"))
     judge = Judge(reward := Faulty(fine, costly=True), Meters(), guard)
     first = judge.score(pictures()[:4], PROMPTS[:4])
     assert torch.equal(judge.score(pictures(), PROMPTS)[:4], first)
@@ -245,7 +268,7 @@ def test_a_costly_judge_is_asked_once_about_an_image_and_prompt(tmp_path: Path) 
     judge.score(pictures()[:1], ["another prompt"])
     judge.score(pictures()[:1] + 1e-6, PROMPTS[:1])
     assert reward.asked[2:] == [[0], [0]]
-    other = Judge(again := Faulty(fine, costly=True), Meters(), Guard("fail", None, Memory(tmp_path / "scores.sqlite")))
+    other = Judge(again := Faulty(fine, costly=True), Meters(), Guard("fail", None, None, Memory(tmp_path / "scores.sqlite")))
     assert torch.equal(other.score(pictures()[:4], PROMPTS[:4]), first)
     assert again.asked == []
     stranger = Judge(third := Faulty(fine, costly=True), Meters(), guard)
@@ -256,17 +279,17 @@ def test_a_costly_judge_is_asked_once_about_an_image_and_prompt(tmp_path: Path) 
 
 def test_no_score_is_not_remembered_and_nor_is_what_depends_on_more(tmp_path: Path) -> None:
     memory = Memory(tmp_path / "scores.sqlite")
-    judge = Judge(reward := Faulty(BROKEN["nan"][0], costly=True), Meters(), Guard("skip", None, memory))
+    judge = Judge(reward := Faulty(BROKEN["nan"][0], costly=True), Meters(), Guard("skip", None, None, memory))
     for _ in range(2):
         with pytest.warns(UserWarning, match="1 of"):
             judge.score(pictures(), PROMPTS)
     assert reward.asked == [[0, 1, 2, 3, 4, 5], [3]]
     for kind in ({"grouped": True, "costly": True}, {"costly": False}):
-        judge = Judge(reward := Faulty(fine, **kind), Meters(), Guard("fail", None, memory))
+        judge = Judge(reward := Faulty(fine, **kind), Meters(), Guard("fail", None, None, memory))
         for _ in range(2):
             judge.score(pictures(), PROMPTS)
         assert len(reward.asked) == 2
-    judge = Judge(reward := Faulty(fine, costly=True), Meters(), Guard("fail", None, memory))
+    judge = Judge(reward := Faulty(fine, costly=True), Meters(), Guard("fail", None, None, memory))
     for _ in range(2):
         assert judge.score(pictures().requires_grad_(True), PROMPTS).requires_grad
     assert len(reward.asked) == 2
@@ -274,7 +297,7 @@ def test_no_score_is_not_remembered_and_nor_is_what_depends_on_more(tmp_path: Pa
 
 def test_a_damaged_memory_is_said_once_and_fails_nothing(tmp_path: Path) -> None:
     (tmp_path / "scores.sqlite").write_bytes(b"no database " * 1000)
-    judge = Judge(reward := Faulty(fine, costly=True), Meters(), Guard("fail", None, Memory(tmp_path / "scores.sqlite")))
+    judge = Judge(reward := Faulty(fine, costly=True), Meters(), Guard("fail", None, None, Memory(tmp_path / "scores.sqlite")))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from alignbench.config import MissingAsset
+from alignbench.rewards.base import Changed, Unreachable
 from alignbench.rewards.remote import Remote
-from alignbench.rewards.wire import IDENTITY, Changed, Unreachable, asked_for
+from alignbench.rewards.wire import IDENTITY, asked_for
 from alignbench.rng import generator
 
 PROMPTS = ["a red circle", "ein blaues Quadrat, groß", ""]

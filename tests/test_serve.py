@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from alignbench.__main__ import main
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import Changed, Reward, Unreachable
 from alignbench.rewards.colour import Colour
 from alignbench.rewards.jpeg import JpegCompressibility
 from alignbench.rewards.remote import Remote
 from alignbench.rewards.sandbox_preference import SandboxPreference
 from alignbench.rewards.scene_judge import SceneJudge
-from alignbench.rewards.wire import LARGEST, NPZ, Changed, Unreachable, request
+from alignbench.rewards.wire import LARGEST, NPZ, request
 from alignbench.rng import generator
 from alignbench.serve import Server
 from alignbench.worlds.scenes import all_scenes, draw

@@ -26,8 +26,9 @@ from alignbench.__main__ import main
 from alignbench.compose import _digest, compose
 from alignbench.config import MissingAsset, conf_folder
 from alignbench.report.record import read_metrics
+from alignbench.rewards.base import Changed, Unreachable
 from alignbench.rewards.environment import environment, requirement_file
-from alignbench.rewards.wire import Changed, Garbled, Unreachable, asked_for, request, scores
+from alignbench.rewards.wire import Garbled, asked_for, request, scores
 from alignbench.rewards.worker import Worker
 from alignbench.rewards.worker_loop import from_npz, to_npz
 from alignbench.rng import generator

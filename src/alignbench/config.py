@@ -41,6 +41,7 @@ class Lora:
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     on_error: Literal["fail", "skip", "quarantine"]  # an image without a score ends the run, teaches nothing, or that and is kept aside
+    patience: Positive | None  # seconds for an answer of a judge in this process; workers and remote judges have their own timeouts
     cache: bool  # scores of large and distant judges are remembered in <output>/.scores.sqlite
     overlap: bool  # images are scored while the next are being sampled
 
@@ -138,7 +139,7 @@ FACTS = {"method": MethodFacts, "model": ModelFacts, "trainer": TrainerFacts}  #
 ECONOMIES = ("gradient_checkpointing", "compile", "channels_last", "vae_tiling")  # of TrainerFacts: what `Diffusion.economise` takes
 HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
     "output": None,
-    "judging": ("cache", "overlap"),
+    "judging": ("patience", "cache", "overlap"),
     "eval": ("batch",),
     "reward": ("batch", "pause", "tries", *(f"{each}_timeout" for each in ("build", "start", "connect", "call", "idle"))),
     "trainer": (

@@ -54,7 +54,7 @@ def guard_of(config: dict[str, Any], folder: Path | None, told: dict[str, int]) 
     """folder: of the run, if there is one; told: what is said of the moment at which an image is kept aside."""
     quarantine = Quarantine(folder / "quarantine", told) if folder else None
     memory = Memory(Path(config["output"]) / ".scores.sqlite") if config["judging"]["cache"] else None
-    return Guard(config["judging"]["on_error"], quarantine, memory)
+    return Guard(config["judging"]["on_error"], config["judging"]["patience"], quarantine, memory)
 
 
 @dataclass

@@ -19,8 +19,8 @@ import torch
 from alignbench.compose import compose
 from alignbench.config import ConfigError, MissingAsset
 from alignbench.experiment import made
-from alignbench.rewards.base import Reward
-from alignbench.rewards.wire import IDENTITY, LARGEST, NPZ, TOKEN, Unreachable, asked_for
+from alignbench.rewards.base import Reward, Unreachable
+from alignbench.rewards.wire import IDENTITY, LARGEST, NPZ, TOKEN, asked_for
 from alignbench.rewards.worker_loop import to_npz
 
 USAGE = "alignbench serve reward=<choice> [reward.key=value ...] [host=127.0.0.1] [port=8765]"

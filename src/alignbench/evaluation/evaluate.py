@@ -57,7 +57,7 @@ def score(policy: Policy, judges: Sequence[Judge], prompts: dict[int, str], each
     with policy.model.meters.paused():
         rollout = policy.rollout(texts, "image", generators)
         images = policy.images(rollout)
-        columns = {judge.reward.name: judge.score(images, texts) for judge in judges}
+        columns = {judge.reward.name: judge.score_in_parts(images, texts, policy.chunk) for judge in judges}
         measured = {"kl": policy.path_kl(rollout)} if policy.trained_steps.any() else {}  # no likelihood, no path KL
     measured["diversity"] = within_prompt_distance(images, each)
     columns |= measured

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 
 class Unreachable(RuntimeError):
-    """A judge in another process or on another machine is gone, whatever it was asked: dead, refused, silent, after all tries."""
+    """The judge is gone (dead, refused, silent, after all tries): no fault of the images that it was asked about."""
+
+
+class Changed(Unreachable):
+    """Under the same address there is another judge than the one that the run began with."""
 
 
 class Reward(nn.Module, ABC):

@@ -1,9 +1,11 @@
 """What stands between whoever asks and a reward: it counts the queries and lets nothing but finite scores of the right shape through."""
 
+import queue
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from alignbench import ranks
 from alignbench.config import MissingAsset
 from alignbench.meters import Meters
-from alignbench.rewards.base import Reward, Unreachable
+from alignbench.rewards.base import Changed, Reward, Unreachable
 from alignbench.rewards.memory import Memory, fingerprints
 from alignbench.rewards.quarantine import Quarantine
 
@@ -21,9 +23,8 @@ Ask = Callable[[Tensor, list[str]], Tensor]
 
 @dataclass(frozen=True)
 class Guard:
-    """on_error: what becomes of an image that gets no score: it ends the run; it has none (NaN) and teaches nothing; and is kept aside."""
-
-    on_error: Literal["fail", "skip", "quarantine"] = "fail"
+    on_error: Literal["fail", "skip", "quarantine"] = "fail"  # an image without a score ends the run; teaches nothing; and is kept aside
+    patience: float | None = None  # seconds for an answer of a judge in this process; None: as long as it takes
     quarantine: Quarantine | None = None
     memory: Memory | None = None  # of the scores of costly judges
 
@@ -60,6 +61,13 @@ class Judge(nn.Module):
             memory.keep([keys[row] for row in new.tolist()], scores[new])
         return scores
 
+    def score_in_parts(self, images: Tensor, prompts: list[str], size: int) -> Tensor:
+        """`score`, at most `size` images at a time where they are judged one by one."""
+        if self.reward.grouped or not len(images):
+            return self.score(images, prompts)
+        starts = range(0, len(images), size)
+        return torch.cat([self.score(images[start : start + size], prompts[start : start + size]) for start in starts])
+
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores a pixel [B,H,W] in fp32; NaN everywhere where an image has none."""
         self._count(images)
@@ -90,16 +98,19 @@ class Judge(nn.Module):
         return scores.masked_fill(missing.reshape(-1, *[1] * len(each)), torch.nan)
 
     def _answered(self, ask: Ask, images: Tensor, prompts: list[str], each: tuple[int, ...]) -> Tensor:
-        """One answer in fp32, of the right type and shape; whether it is finite is not looked at. A score ignores training's precision."""
+        """One answer in fp32, of the right type and shape; whether it is finite is not looked at."""
         name = self.reward.name
         plain = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
         try:
-            with torch.autocast(images.device.type, enabled=False):
-                scores: object = ask(plain, prompts)
+            scores: object = self._in_time(partial(_alone, ask, plain, prompts))
         except MissingAsset:
             raise
+        except Changed as error:
+            raise MissingAsset(str(error)) from error
         except Unreachable as error:
-            raise Gone(f"reward {name} cannot be reached: {error}") from error
+            if self.guard.on_error == "fail":
+                raise MissingAsset(f"{error}; the same command continues once it is back") from error
+            raise Gone(str(error)) from error
         except Exception as error:
             raise ValueError(f"reward {name} failed: {error} ({type(error).__name__})") from error
         shape = (len(images), *each)
@@ -107,6 +118,29 @@ class Judge(nn.Module):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"reward {name} returned {got} where a tensor {shape} was expected")
         return scores.float()
+
+    def _in_time(self, ask: Callable[[], object]) -> object:
+        """What `ask` returns. A thread cannot be ended: one that is given up is left behind until this process ends."""
+        if self.guard.patience is None:
+            return ask()
+        answer: queue.Queue[tuple[object, BaseException | None]] = queue.Queue()
+        wanted = torch.is_grad_enabled()  # a thread has its own mode
+
+        def asked() -> None:
+            try:
+                with torch.set_grad_enabled(wanted):
+                    answer.put((ask(), None))
+            except BaseException as error:
+                answer.put((None, error))
+
+        threading.Thread(target=asked, daemon=True).start()
+        try:
+            found, error = answer.get(timeout=self.guard.patience)
+        except queue.Empty:
+            raise Unreachable(f"reward {self.reward.name} gave no answer within judging.patience={self.guard.patience:g} s") from None
+        if error is not None:
+            raise error
+        return found
 
     def _one_by_one(self, ask: Ask, images: Tensor, prompts: list[str], each: tuple[int, ...], error: ValueError | None) -> Tensor:
         """What can be had where an ask for all failed: NaN for what fails alone, an image or, where they are judged together, a prompt's.
@@ -152,6 +186,12 @@ class Judge(nn.Module):
     def train(self, mode: bool = True) -> "Judge":
         """Always in eval mode: `method.train()` must not wake a judge's dropout."""
         return super().train(False)
+
+
+def _alone(ask: Ask, images: Tensor, prompts: list[str]) -> object:
+    """Outside training's autocast: a score does not depend on the precision of training."""
+    with torch.autocast(images.device.type, enabled=False):
+        return ask(images, prompts)
 
 
 class Gone(ValueError):

@@ -17,17 +17,15 @@ from torch import Tensor
 
 from alignbench.config import MissingAsset
 from alignbench.ranges import Count, Positive, Text
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import Changed, Reward, Unreachable
 from alignbench.rewards.wire import (
     IDENTITY,
     LARGEST,
     NAME,
     NPZ,
     TOKEN,
-    Changed,
     Faltered,
     Garbled,
-    Unreachable,
     most,
     patiently,
     request,
@@ -65,6 +63,10 @@ class Remote(Reward):
             raise MissingAsset(f"reward.url={url}: {error}; start it there with `alignbench serve reward=...`") from error
         self._identity = _identity(url, body, self._hash)
         self.name = self._identity["name"]  # type: ignore[misc]
+
+    @property
+    def costly(self) -> bool:
+        return True
 
     def identity(self) -> dict[str, str]:
         return dict(self._identity)

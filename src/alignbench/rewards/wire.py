@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignbench.rewards.base import Unreachable
 from alignbench.rewards.worker_loop import from_npz, from_words, to_npz, to_words
 
 T = TypeVar("T")
@@ -17,14 +18,6 @@ TOKEN = "ALIGNBENCH_TOKEN"  # the variable that has a server's token; neither a 
 IDENTITY = "Alignbench-Identity"  # the header that says with every answer who gave it
 NPZ = "application/octet-stream"  # no type that a page in a browser may send elsewhere without being asked
 LONGEST = 30.0  # seconds between two tries, however many there are
-
-
-class Unreachable(RuntimeError):
-    """The judge is gone (dead, refused, timed out, after all tries) or is another: no fault of the images that it was asked about."""
-
-
-class Changed(Unreachable):
-    """Under the same address there is another judge than the one that the run began with."""
 
 
 class Garbled(Exception):

@@ -16,10 +16,10 @@ from torch import Tensor
 from alignbench.config import PACKAGED, MissingAsset, located
 from alignbench.ranges import Count, Positive, Text
 from alignbench.rewards import worker_loop
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import Changed, Reward, Unreachable
 from alignbench.rewards.environment import environment, requirement_file
 from alignbench.rewards.process import Process
-from alignbench.rewards.wire import NAME, Changed, Garbled, Unreachable, most, patiently, request, scores
+from alignbench.rewards.wire import NAME, Garbled, most, patiently, request, scores
 
 FACTS = {"name": NAME, "version": r"[^\n]{1,200}", "weights": r"([0-9a-f]{64})?"}  # what `load` says of its judge
 
@@ -77,6 +77,10 @@ class Worker(Reward):
             raise MissingAsset(f"reward.script={script}: its judge does not start: {error}") from error
         if type(self).name == Worker.name:  # a subclass has a name of its own
             self.name = self._identity["name"]  # type: ignore[misc]
+
+    @property
+    def costly(self) -> bool:
+        return True
 
     def identity(self) -> dict[str, str]:
         return dict(self._identity)
