@@ -30,6 +30,8 @@ MORE = {
     "d3po_human@sandbox": ["method.path=labels"],
     "pxpo_human": ["method.path=labels"],
     "pxpo_human@sandbox": ["method.path=labels"],
+    "remote": ["reward.url=http://127.0.0.1:8765"],
+    "worker": ["reward.script=judge.py", "reward.requirements=numpy.txt"],
 }  # no default
 FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
 

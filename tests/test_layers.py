@@ -21,7 +21,10 @@ LEAVES = {
     "signals",
     "labels",
 }  # of all; they know only each other
-TOP = {"__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"}
+TOP = {
+    *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
+    "serve",
+}
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},
     {"models", "samplers", "rewards", "datasets"},

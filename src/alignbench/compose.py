@@ -30,6 +30,7 @@ RESULTS_VERSION = 1  # raised by hand when the same config gives other numbers
 OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
+FILES = (".path", ".init", ".script", ".requirements")  # ends of keys whose files count in a run's identity by what is in them
 FACT_KEYS = ("method.track", "model.tracks")
 
 
@@ -305,7 +306,7 @@ def _identity(config: dict) -> dict:
 
 
 def _hash(identity: dict) -> str:
-    named = [(key, value) for key, value in _leaves(identity) if key.endswith((".path", ".init")) and isinstance(value, str)]
+    named = [(key, value) for key, value in _leaves(identity) if key.endswith(FILES) and isinstance(value, str)]
     assets = {key: _digest(Path(*filter(None, parted(value)))) for key, value in named}
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -131,6 +131,7 @@ ECONOMIES = ("gradient_checkpointing", "compile", "channels_last", "vae_tiling")
 HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
     "output": None,
     "eval": ("batch",),
+    "reward": ("batch", "pause", "tries", *(f"{each}_timeout" for each in ("build", "start", "connect", "call", "idle"))),
     "trainer": (
         *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
         *(each for each in ECONOMIES if each != "vae_tiling"),
