@@ -3,55 +3,69 @@
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-BPE = "bpe_simple_vocab_16e6.txt.gz"  # CLIP's merges: hpsv2's wheel lacks them, open_clip_torch's has the same file
+MERGES = "bpe_simple_vocab_16e6.txt.gz"  # of CLIP's tokenizer: hpsv2's wheel lacks them, open_clip_torch's has the same file
 
 
 def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[str]], list[float]]]:
-    """settings: path of a published checkpoint, of version 2.0 or 2.1: the two differ in their weights alone."""
+    """settings: name, path (a published checkpoint; the two versions differ in their weights alone), device (null: the package's choice)."""
     with_merges()
+    with_turtle()
     from hpsv2 import img_score
     from hpsv2.src.open_clip import create_model_and_transforms
 
-    file = Path(settings["path"]).resolve()
-    # as img_score.initialize_model, without LAION's weights, which it fetches first and then replaces, all of them, by those of the file
+    file = Path(settings["path"])
+    img_score.device = settings["device"] or img_score.device
+    # as img_score.initialize_model, but without LAION's weights, which it fetches and then replaces, all of them, by those of the file
     model, _, preprocess = create_model_and_transforms(
         "ViT-H-14", precision="amp", device=img_score.device, light_augmentation=True, output_dict=True
     )
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
     img_score.model_dict.update(model=model, preprocess_val=preprocess)
-    model.load_state_dict = lambda weights: None  # img_score.score reads its file at every call: here once
-    kept = tempfile.TemporaryDirectory()
-    nothing = Path(kept.name) / "nothing.pt"
-    torch.save({"state_dict": {}}, nothing)
+    model.load_state_dict = lambda weights: None  # img_score.score reads its file again at every call: it is given an empty one
+    folder = tempfile.TemporaryDirectory()
+    empty = Path(folder.name) / "empty.pt"
+    torch.save({"state_dict": {}}, empty)
 
-    def score(images: Any, prompts: list[str], folder: object = kept) -> list[float]:
+    def score(images: Any, prompts: list[str], kept: object = folder) -> list[float]:
         pairs = zip(images, prompts, strict=True)
-        return [float(img_score.score(picture(image), prompt, cp=str(nothing))[0]) for image, prompt in pairs]
+        return [float(img_score.score(picture(image), prompt, cp=str(empty))[0]) for image, prompt in pairs]
 
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
-    return {"name": settings["name"], "version": version("hpsv2"), "weights": digest}, score
+    versions = ", ".join([version("hpsv2"), *(f"{each} {version(each)}" for each in ("torch", "torchvision"))])
+    return {"name": settings["name"], "version": versions, "weights": digest}, score
 
 
 def with_merges() -> None:
-    """Puts the file that the wheel lacks where the package opens it when it is imported."""
-    package, other = (Path(find_spec(name).origin).parent for name in ("hpsv2", "open_clip"))
-    wanted = package / "src" / "open_clip" / BPE
+    """Puts the file that the wheel lacks where the package reads it when it is imported."""
+    package, other = (Path(str(find_spec(name).origin)).parent for name in ("hpsv2", "open_clip"))  # type: ignore[union-attr]
+    wanted = package / "src" / "open_clip" / MERGES
     if not wanted.exists():
-        part = wanted.with_name(f"{BPE}.{os.getpid()}")
-        shutil.copyfile(other / BPE, part)
-        part.replace(wanted)  # whole, or not at all: two workers may start at once
+        part = wanted.with_name(f"{MERGES}.{os.getpid()}")
+        shutil.copyfile(other / MERGES, part)
+        part.replace(wanted)  # whole or not at all: two workers may start at once
+
+
+def with_turtle() -> None:
+    """The package imports `forward` of Python's turtle and never uses it; a Python without Tk has no turtle, and no package brings one."""
+    try:
+        import turtle  # noqa: F401
+    except ImportError:
+        sys.modules["turtle"] = ModuleType("turtle")
+        sys.modules["turtle"].forward = None  # type: ignore[attr-defined]
 
 
 def picture(image: Any) -> Image.Image:

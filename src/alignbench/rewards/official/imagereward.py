@@ -30,26 +30,26 @@ TEXT_ENCODER = {  # med_config.json as published beside the weights; the wheel d
     "pad_token_id": 0,
     "add_type_embeddings": False,
     "vocab_size": 30524,
-    "encoder_width": 768,
+    "encoder_width": 768,  # of the image's tokens; the package puts 1024 here
     "add_cross_attention": True,
 }
 
 
 def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[str]], list[float]]]:
-    """settings: path of ImageReward.pt, tokenizer (folder of BERT's uncased vocabulary, or its name on the Hub)."""
+    """settings: path (ImageReward.pt), tokenizer (folder of BERT's uncased vocabulary), device (null: the package's own choice)."""
     import ImageReward
 
-    file, words = Path(settings["path"]).resolve(), Path(settings["tokenizer"]).resolve()
+    file, words = Path(settings["path"]), Path(settings["tokenizer"])
+    chosen = {} if settings["device"] is None else {"device": settings["device"]}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        if words.is_dir():  # transformers takes a folder of the working directory before it asks the Hub for the same name
-            Path(HUB).symlink_to(words)
+        Path(HUB).symlink_to(words)  # transformers takes a folder of the working directory before it asks the Hub for that name
         Path("med_config.json").write_text(json.dumps(TEXT_ENCODER))
-        model = ImageReward.load(str(file), med_config="med_config.json")
+        model = ImageReward.load(str(file), med_config="med_config.json", **chosen)
     there = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if missing := sorted(model.state_dict().keys() - there.keys()):  # the package takes what it finds and leaves the rest random
         raise ValueError(f"{file.name} lacks {len(missing)} of the package's weights, first {missing[0]}")
     if (known := len(model.blip.tokenizer)) != TEXT_ENCODER["vocab_size"]:
-        raise ValueError(f"{settings['tokenizer']}: {known} words where the weights know {TEXT_ENCODER['vocab_size']}")
+        raise ValueError(f"{words}: {known} words where the weights know {TEXT_ENCODER['vocab_size']}")
 
     def score(images: Any, prompts: list[str]) -> list[float]:
         with torch.no_grad():
@@ -57,7 +57,8 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[
 
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
-    return {"name": "imagereward_official", "version": version("image-reward"), "weights": digest}, score
+    versions = ", ".join([version("image-reward"), *(f"{each} {version(each)}" for each in ("torch", "transformers", "timm"))])
+    return {"name": "imagereward_official", "version": versions, "weights": digest}, score
 
 
 def picture(image: Any) -> Image.Image:
