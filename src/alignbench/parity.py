@@ -93,7 +93,7 @@ FIRST = ["imagereward", "hpsv2"]  # where none is named: hpsv2_1 is hpsv2's netw
 
 
 def parity(words: list[str]) -> int:
-    """The exit code: 0 where all agree within TOLERANCE, else 1. Raises ConfigError, or MissingAsset where an environment or file is not there."""
+    """The exit code: 0 where all agree within TOLERANCE, else 1. Raises MissingAsset where an environment or a file cannot be had."""
     order = ordered(words)
     rows = [compared(name, PAIRS[name], order) for name in order.judges]
     print(table(rows))

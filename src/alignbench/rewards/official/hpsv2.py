@@ -20,7 +20,7 @@ MERGES = "bpe_simple_vocab_16e6.txt.gz"  # of CLIP's tokenizer: hpsv2's wheel la
 
 
 def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[str]], list[float]]]:
-    """settings: name, path (a published checkpoint; the two versions differ in their weights alone), device (null: the package's choice)."""
+    """settings: name, path (a published checkpoint; versions differ in their weights alone), device (null: the package's own choice)."""
     with_merges()
     with_turtle()
     from hpsv2 import img_score
@@ -45,7 +45,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[
 
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
-    versions = ", ".join([version("hpsv2"), *(f"{each} {version(each)}" for each in ("torch", "torchvision"))])
+    versions = ", ".join(f"{each} {version(each)}" for each in ("hpsv2", "torch", "torchvision"))
     return {"name": settings["name"], "version": versions, "weights": digest}, score
 
 

@@ -57,7 +57,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[
 
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
-    versions = ", ".join([version("image-reward"), *(f"{each} {version(each)}" for each in ("torch", "transformers", "timm"))])
+    versions = ", ".join(f"{each} {version(each)}" for each in ("image-reward", "torch", "torchvision", "transformers", "timm"))
     return {"name": "imagereward_official", "version": versions, "weights": digest}, score
 
 
