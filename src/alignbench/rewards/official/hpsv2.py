@@ -1,10 +1,10 @@
 """The package hpsv2 itself, called as its users call it. Run by a worker in the environment of conf/reward/env/hpsv2.txt."""
 
 import hashlib
+import io
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,13 +35,12 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
     img_score.model_dict.update(model=model, preprocess_val=preprocess)
     model.load_state_dict = lambda weights: None  # img_score.score reads its file again at every call: it is given an empty one
-    folder = tempfile.TemporaryDirectory()
-    empty = Path(folder.name) / "empty.pt"
+    empty = io.BytesIO()
     torch.save({"state_dict": {}}, empty)
 
-    def score(images: Any, prompts: list[str], kept: object = folder) -> list[float]:
+    def score(images: Any, prompts: list[str]) -> list[float]:
         pairs = zip(images, prompts, strict=True)
-        return [float(img_score.score(picture(image), prompt, cp=str(empty))[0]) for image, prompt in pairs]
+        return [float(img_score.score(picture(image), prompt, cp=io.BytesIO(empty.getvalue()))[0]) for image, prompt in pairs]
 
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
