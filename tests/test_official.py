@@ -39,6 +39,7 @@ def script(name: str) -> Any:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.version = lambda name: f"of {name}"  # type: ignore[attr-defined]
     return module
 
 
@@ -195,14 +196,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_hpsv2_is_loaded_without_a_hub_and_asked_as_its_users_do(tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = script("hpsv2")
-    monkeypatch.setattr(adapter, "version", lambda name: "1")
     torch.save({"state_dict": {"scale": torch.tensor(2.0)}}, tmp_path / "weights.pt")
-    facts, score = adapter.load({"name": "hpsv2_1_official", "path": str(tmp_path / "weights.pt"), "device": "cpu"})
+    facts, score = script("hpsv2").load({"name": "hpsv2_1_official", "path": str(tmp_path / "weights.pt"), "device": "cpu"})
     assert (installed / "hpsv2/src/open_clip" / MERGES).read_text() == "merges"
     assert facts == {
         "name": "hpsv2_1_official",
-        "version": "hpsv2 1, torch 1, torchvision 1",
+        "version": "hpsv2 of hpsv2, torch of torch, torchvision of torchvision",
         "weights": hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest(),
     }
     images = np.full((2, 3, 4, 4), 0.2, np.float32)
