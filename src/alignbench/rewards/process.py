@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from alignbench.rewards.wire import TOKEN, Faltered
+from alignbench.rewards.wire import TOKEN, Faltered, Garbled
 from alignbench.rewards.worker_loop import HEAD, head
 
 DROPPED = (TOKEN, "VIRTUAL_ENV")  # of our environment: not for a judge's code to see
@@ -36,7 +36,7 @@ class Process:
 
     def ask(self, kind: bytes, data: bytes, seconds: float, most: int, key: str) -> tuple[bytes, bytes]:
         """The answer to a message, each as a kind and its bytes. Raises Faltered where the process dies or `seconds` pass (named by
-        `key`), ValueError for an answer of more than `most` bytes. After either only `end` is of use.
+        `key`), Garbled for an answer of more than `most` bytes. After either only `end` is of use.
         """
         until = time.monotonic() + seconds
         try:
@@ -47,7 +47,7 @@ class Process:
             start = self._read(HEAD, until)
             size = int.from_bytes(start[1:], "big")
             if start[:1] not in (b"J", b"Z") or size > most:
-                raise ValueError("bytes that are no message of its loop, or one over the size allowed")
+                raise Garbled("bytes that are no message of its loop, or one over the size allowed")
             return start[:1], self._read(size, until)
         except (BrokenPipeError, EOFError):
             raise Faltered(f"its process died ({self._last()})") from None

@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import torch
 from torch import Tensor
@@ -18,7 +18,22 @@ from torch import Tensor
 from alignbench.config import MissingAsset
 from alignbench.ranges import Count, Positive, Text
 from alignbench.rewards.base import Reward
-from alignbench.rewards.wire import IDENTITY, LARGEST, NAME, NPZ, TOKEN, Changed, Faltered, Unreachable, most, patiently, request, scores
+from alignbench.rewards.wire import (
+    IDENTITY,
+    LARGEST,
+    NAME,
+    NPZ,
+    TOKEN,
+    Changed,
+    Faltered,
+    Garbled,
+    Unreachable,
+    most,
+    patiently,
+    request,
+    scores,
+)
+from alignbench.rewards.worker_loop import first_line
 
 REFUSED = {401: f"set {TOKEN} to its token", 403: f"set {TOKEN} to its token", 404: "is reward.url the address of a judge?"}
 
@@ -41,9 +56,7 @@ class Remote(Reward):
         further one. Raises MissingAsset where no judge answers there.
         """
         super().__init__()
-        self._at, self._batch, self._tries, self._pause = urlsplit(url), batch, tries, pause
-        if self._at.scheme not in ("http", "https") or not self._at.hostname or self._at.username or self._at.query:
-            raise ValueError(f"reward.url={url.rpartition('@')[2]}: write http(s)://host:port; a token belongs into {TOKEN}")
+        self._at, self._batch, self._tries, self._pause = _address(url), batch, tries, pause
         self._connect_timeout, self._call_timeout = connect_timeout, call_timeout
         self._headers = _token()
         try:
@@ -65,13 +78,15 @@ class Remote(Reward):
         data = request(images, prompts)
         if len(data) > LARGEST:
             raise ValueError(f"reward {self.name}: a request of {len(data)} bytes, over the {LARGEST} of a server; lower reward.batch")
-        ask = partial(self._sent, "POST", "/score", data, most(len(images)))
-        answer, identity = patiently(self.name, self._tries, self._pause, ask)
+        return patiently(self.name, self._tries, self._pause, partial(self._asked, data, len(images)))
+
+    def _asked(self, data: bytes, count: int) -> Tensor:
+        answer, identity = self._sent("POST", "/score", data, most(count))
         if identity != self._hash:
             raise Changed(
                 f"reward {self.name}: identity changed mid-run ({self._hash[:12]} -> {identity[:12]}); start a new run for this one"
             )
-        return scores(self.name, answer, len(images))
+        return scores(self.name, answer, count)
 
     def _sent(self, method: str, path: str, body: bytes, allowed: int) -> tuple[bytes, str]:
         """The body of an answer, and the hash of who gave it. Raises Faltered for what another try may heal."""
@@ -95,7 +110,7 @@ class Remote(Reward):
         except (OSError, http.client.HTTPException) as error:
             if late.is_set() or isinstance(error, TimeoutError):
                 raise Faltered(f"no answer from {self._at.netloc} in time (reward.connect_timeout, reward.call_timeout)") from error
-            raise Faltered(f"no answer from {self._at.netloc} ({error or type(error).__name__})") from error
+            raise Faltered(f"no answer from {self._at.netloc} ({first_line(error) or type(error).__name__})") from error
         finally:
             connection.close()
         return self._read(answer, data, allowed, late.is_set())
@@ -105,7 +120,7 @@ class Remote(Reward):
             raise Faltered(f"half an answer from {self._at.netloc}{' in the time of reward.call_timeout' * late}")
         if answer.status == 200:
             if len(data) > allowed:
-                raise ValueError(f"reward {self.name} answered with more than the {allowed} bytes that its scores can take")
+                raise Garbled(f"more than the {allowed} bytes that its scores can take")
             return data, answer.headers.get(IDENTITY, "")
         said = f"status {answer.status}: {_error(data)}"
         if answer.status >= 500:
@@ -119,6 +134,14 @@ def _cut(line: socket.socket, late: threading.Event) -> None:
     late.set()
     with suppress(OSError):  # it has just ended by itself
         socket.socket.shutdown(line, socket.SHUT_RDWR)  # TLS's own would pull the object from under the reader
+
+
+def _address(url: str) -> SplitResult:
+    with suppress(ValueError):
+        at = urlsplit(url)
+        if at.scheme in ("http", "https") and at.hostname and not (at.username or at.query) and at.port != 0:
+            return at
+    raise ValueError(f"reward.url={url.rpartition('@')[2]}: write http(s)://host:port; a token belongs into {TOKEN}")
 
 
 def _token() -> dict[str, str]:

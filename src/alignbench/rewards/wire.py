@@ -27,6 +27,10 @@ class Changed(Unreachable):
     """Under the same address there is another judge than the one that the run began with."""
 
 
+class Garbled(Exception):
+    """Bytes that are no answer at all: whatever follows them is not to be trusted either."""
+
+
 class Faltered(Exception):
     """What another try may heal."""
 
@@ -39,6 +43,8 @@ def patiently(name: str, tries: int, pause: float, ask: Callable[[], T]) -> T:
         except Faltered as error:
             if not left:
                 raise Unreachable(f"reward {name}: {error}; tried {tries} time{'s' * (tries > 1)}") from error
+        except Garbled as error:
+            raise ValueError(f"reward {name} answered with {error}") from error
         time.sleep(min(pause * 2 ** (tries - 1 - left), LONGEST))
     raise AssertionError("tries is 1 or more")
 
@@ -67,19 +73,20 @@ def most(count: int) -> int:
 
 
 def scores(name: str, data: bytes, count: int) -> Tensor:
-    """The scores [B] of an answer, in fp32. Raises ValueError, saying which, where it is anything but `count` finite numbers."""
+    """The scores [B] of an answer, in fp32. Raises Garbled where it has none, ValueError, saying which, for all but `count` finite ones."""
     try:
         found = from_npz(data, most(count))
     except ValueError as error:
-        raise ValueError(f"reward {name} answered with {error}") from error
+        raise Garbled(str(error)) from error
     if found.keys() != {"scores"}:
-        raise ValueError(f"reward {name} answered with arrays named {', '.join(found) or 'nothing'} where `scores` was expected")
+        raise Garbled(f"arrays named {', '.join(found) or 'nothing'} where `scores` was expected")
     array = found["scores"]
     if array.dtype.kind not in "biuf":
         raise ValueError(f"reward {name} answered with values of type {array.dtype} where numbers were expected")
     if array.shape != (count,):
         raise ValueError(f"reward {name} answered with scores of shape {list(array.shape)} where [{count}] was expected")
-    given = torch.from_numpy(array.astype(np.float32))
+    with np.errstate(over="ignore"):  # what is infinite in fp32 is refused below
+        given = torch.from_numpy(array.astype(np.float32))
     if not given.isfinite().all():
         first = int((~given.isfinite()).nonzero()[0])
         raise ValueError(f"reward {name} answered with a score that is not finite ({array[first]} for image {first})")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import threading
 import weakref
@@ -18,7 +19,7 @@ from alignbench.rewards import worker_loop
 from alignbench.rewards.base import Reward
 from alignbench.rewards.environment import environment, requirement_file
 from alignbench.rewards.process import Process
-from alignbench.rewards.wire import NAME, Changed, Unreachable, most, patiently, request, scores
+from alignbench.rewards.wire import NAME, Changed, Garbled, Unreachable, most, patiently, request, scores
 
 FACTS = {"name": NAME, "version": r"[^\n]{1,200}", "weights": r"([0-9a-f]{64})?"}  # what `load` says of its judge
 
@@ -99,16 +100,14 @@ class Worker(Reward):
         process = self._running()
         try:
             kind, answer = process.ask(b"Z", data, self._call_timeout, most(count), "reward.call_timeout")
-            error = None if kind == b"Z" else json.loads(answer)["error"]
-        except (ValueError, KeyError, TypeError) as fault:
-            self.close()
-            raise ValueError(f"reward {self.name} answered with {fault}") from fault
-        except BaseException:  # a signal too: a late answer must not be taken for the next call's
+            if kind == b"J":
+                raise ValueError(f"reward {self.name} raised: {_said(answer).get('error')}")
+            return scores(self.name, answer, count)
+        except ValueError:  # the judge's own, and the next question may go better
+            raise
+        except BaseException:  # a signal too: a late answer must not be taken for the next question's
             self.close()
             raise
-        if error is not None:
-            raise ValueError(f"reward {self.name} raised: {error}")
-        return scores(self.name, answer, count)
 
     def _running(self) -> Process:
         """The process, started where there is none (any more), and the same judge as before."""
@@ -120,7 +119,7 @@ class Worker(Reward):
         try:
             start = json.dumps({"settings": self._settings, "idle_timeout": self._idle_timeout}).encode()
             _, answer = process.ask(b"J", start, self._start_timeout, most(0), "reward.start_timeout")
-            found = self._known(json.loads(answer))
+            found = self._known(_said(answer))
         except BaseException:
             self.close()
             raise
@@ -151,7 +150,17 @@ def _here(value: Any) -> Any:
     """A setting as another folder's process reads it: a local path is absolute."""
     if not isinstance(value, str):
         return value
-    return str(Path(located(value)).absolute()) if value.startswith(PACKAGED) or (value and Path(value).exists()) else value
+    return str(Path(located(value)).absolute()) if value.startswith(PACKAGED) or os.path.exists(value) else value
+
+
+def _said(answer: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Garbled("bytes that are no message of its loop")
+    return found
 
 
 def _parts(images: Tensor, size: int) -> list[tuple[int, Tensor]]:
