@@ -161,6 +161,14 @@ def image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def clip_judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Words that put small files in the place of those that a judge of CLIP's family names, by choice."""
+    import judges  # here: a copy of this file alone works
+
+    return judges.stand_ins(tmp_path_factory.mktemp("clip_judges"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `step` shows that step of the family that its parameter or its file names."""
     for mark in item.iter_markers("step"):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import imagereward_file
+import judges
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_every_choice_is_built(
     tmp_path: Path,
     segformer: Path,
     image_reward: Path,
+    clip_judges: dict[str, list[str]],
     stand_ins: dict[str, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -69,6 +71,9 @@ def test_every_choice_is_built(
     if choice == "imagereward":
         monkeypatch.setattr(ImageReward, "sizes", Sizes(imagereward_file.VISION, imagereward_file.TEXT, imagereward_file.HEAD))
         words += [f"reward.path={image_reward}/ImageReward.pt", f"reward.tokenizer={image_reward}"]
+    if group == "reward" and choice in clip_judges:
+        judges.shrink(monkeypatch)
+        words += clip_judges[choice]
     built = Experiment.build(compose(words).config)
     assert len(built.method.updates) % built.method.updates.accumulate == 0
     assert bool(len(built.method.updates)) == bool(built.method.plan()) == bool(built.policy.trainable()) == bool(built.config["epochs"])

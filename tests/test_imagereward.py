@@ -1,16 +1,13 @@
 """ImageReward, on a small network with random weights in the published file's layout."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import imagereward_file as published
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import drawn
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -23,7 +20,6 @@ from alignbench.rng import generator
 SMALL = Sizes(published.VISION, published.TEXT, published.HEAD)
 PROMPTS = ["a red circle on the left", "a small blue square", "the circles"]
 IDS = [[2, 5, 6, 8, 10, 11, 12, 3], [2, 5, 13, 7, 9, 3], [2, 11, 8, 14, 3]]  # of PROMPTS in published.WORDS: the first is [CLS]
-OFFICIAL = Compose([Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224), ToTensor()])
 
 
 class Small(ImageReward):
@@ -35,7 +31,7 @@ def made(folder: Path, tokenizer: Path | None = None) -> ImageReward:
 
 
 def images(height: int = 96, width: int = 128) -> Tensor:
-    return torch.rand(3, 3, height, width, generator=generator(0, "images"))
+    return drawn(3, 3, height, width)
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -196,35 +192,6 @@ def test_a_network_built_to_like_light_and_red_does(tmp_path: Path, image_reward
     assert plain == 0
     assert red > 0.01
     assert reward.prefer(grey[5:], grey[:1], ["a circle"]) > 0.5
-
-
-def photograph(height: int, width: int) -> np.ndarray:
-    """Noise with a photograph's spectrum, 1/f, with a disc that has a hard edge: 8 bits [H,W,3]."""
-    wave = torch.fft.fft2(torch.randn(3, height, width, generator=generator(0, "photograph")))
-    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)).clamp(min=1 / max(height, width))
-    picture = torch.fft.ifft2(wave / radius).real
-    picture = 0.5 + 0.2 * picture / picture.std((1, 2), keepdim=True)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    picture[:, torch.hypot(y - height / 3, x - width / 2) < min(height, width) / 5] = 0.95
-    return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def checks(height: int, width: int) -> np.ndarray:
-    """Black and white squares: the hardest case of overshoot."""
-    y, x = np.mgrid[:height, :width]
-    return np.repeat((((y // 7 + x // 7) % 2) * 255).astype(np.uint8)[..., None], 3, -1)
-
-
-@pytest.mark.parametrize("size", [(512, 512), (300, 451), (640, 384), (32, 32), (224, 224)], ids=str)
-@pytest.mark.parametrize("draw", [photograph, checks])
-def test_images_are_framed_as_the_official_code_does(draw: Callable[[int, int], np.ndarray], size: tuple[int, int]) -> None:
-    picture = draw(*size)
-    official = OFFICIAL(Image.fromarray(picture))
-    ours = framed(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, 224)[0]
-    apart = (ours - official).abs() * 255
-    assert ours.shape == official.shape == (3, 224, 224)
-    assert apart.max() < 1.5
-    assert apart.mean() < 0.3
 
 
 def refused(path: object, tokenizer: object) -> str:

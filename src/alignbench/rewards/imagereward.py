@@ -1,7 +1,6 @@
 """ImageReward (2304.05977) on transformers' BLIP: how people would rank an image for its prompt. Differentiable."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,11 +11,11 @@ from alignbench.config import MissingAsset, located
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
 from alignbench.rewards.framing import clip_normalised, framed
+from alignbench.rewards.head import PUBLISHED_HEAD, HeadWidths, linear_head
 from alignbench.rewards.weights import filled, first_line, found_at, read
 
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072  # of raw scores, as published with the weights
 TOKENS = 35  # a prompt is cut or padded to so many, as in training
-LAYERS = ("0", "2", "4", "6", "7")  # the head's linear layers as the file numbers them: between them is dropout, and no activation
 FETCH = "fetch ImageReward.pt (about 1.8 GB) with `hf download THUDM/ImageReward ImageReward.pt` and put the file's path in reward.path"
 UNUSED = (  # what else the file holds: BLIP's projections for its contrastive loss
     "blip.text_encoder.embeddings.position_ids",
@@ -41,7 +40,7 @@ class Sizes:
 
     vision: dict[str, Any]
     text: dict[str, Any]
-    head: tuple[int, int, int, int, int, int]
+    head: HeadWidths
 
 
 PUBLISHED = Sizes(  # transformers' own epsilon (1e-5) and heads of the text encoder (8) load as well, and give other scores
@@ -63,7 +62,7 @@ PUBLISHED = Sizes(  # transformers' own epsilon (1e-5) and heads of the text enc
         "num_attention_heads": 12,
         "layer_norm_eps": 1e-12,
     },
-    head=(768, 1024, 128, 64, 16, 1),
+    head=PUBLISHED_HEAD,
 )
 
 
@@ -77,9 +76,7 @@ class Network(nn.Module):
 
         self.vision = BlipVisionModel(BlipVisionConfig(**sizes.vision, hidden_act="gelu"))
         self.text = BlipTextModel(BlipTextConfig(**sizes.text, is_decoder=True), add_pooling_layer=False)  # decoder: with cross-attention
-        self.head = nn.Sequential()
-        for name, (width, out) in zip(LAYERS, pairwise(sizes.head), strict=True):
-            self.head.add_module(name, nn.Linear(width, out))
+        self.head = linear_head(sizes.head)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         image = self.vision(pixel_values=pixels).last_hidden_state
@@ -114,7 +111,7 @@ class ImageReward(Reward):
     licence = "Apache-2.0"
     backbone = "BLIP ViT-L/16 + BERT"
     training_data = "ImageRewardDB, 137 k comparisons"
-    frame = "shorter side to 224 (bicubic, antialiased, as PIL), centre 224x224, CLIP's mean and std"
+    frame = "shorter side to 224 (PIL's bicubic), centre 224x224, CLIP's mean and std"
     size_gb = 1.8
     sizes: ClassVar[Sizes] = PUBLISHED
 

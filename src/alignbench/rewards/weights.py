@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alignbench.config import located
@@ -26,13 +27,16 @@ def found_at(path: str, revision: str | None) -> Path:
 
 
 def read(file: Path) -> Any:
-    """A torch file of weights alone, on the CPU. Raises OSError where there is none, ValueError where it is damaged or holds code."""
+    """A safetensors file, or a torch file of weights alone, on the CPU. Raises OSError where there is none, ValueError where it is damaged
+    or holds code.
+    """
+    kind = "safetensors" if file.suffix == ".safetensors" else "torch"
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
+        return load_file(file) if kind == "safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except Exception as error:  # a damaged file can make the reader raise anything
-        raise ValueError(f"{file.name} is truncated, or no torch file of weights alone ({type(error).__name__})") from error
+    except Exception as error:  # a damaged file can make the reader raise anything, an OSError too
+        raise ValueError(f"{file.name} is truncated, or no {kind} file of weights alone ({type(error).__name__})") from error
 
 
 def filled(make: Callable[[], N], found: Any, name: str, called: Callable[[str], str], unused: Collection[str]) -> N:
