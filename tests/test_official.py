@@ -30,7 +30,8 @@ ECHO = """
 def load(settings):
     import hashlib, json
     digest = hashlib.sha256(open(settings["path"], "rb").read()).hexdigest()
-    return {"name": settings.get("name", "echo"), "version": json.dumps(settings), "weights": digest}, lambda images, prompts: [0.5] * len(prompts)
+    facts = {"name": settings.get("name", "echo"), "version": json.dumps(settings), "weights": digest}
+    return facts, lambda images, prompts: [0.5] * len(prompts)
 """
 
 
