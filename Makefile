@@ -58,7 +58,7 @@ compare: $(STAMP)  ## every method on the sandbox, three seeds: a table and pict
 
 # not offline: uv fetches what its cache lacks; the judges themselves ask no hub
 parity: export OMP_NUM_THREADS ?= 2
-parity: $(STAMP)  ## native judges against the official packages: at first 2.7 GB to fetch and 6 GB on disk, then 8 GB of memory, 10 minutes
+parity: $(STAMP)  ## native judges against the official packages: 10 minutes, 7 GB of memory; the first time 2.7 GB to fetch, 6 GB on disk
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m alignbench parity $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, spelling
