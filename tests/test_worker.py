@@ -7,9 +7,11 @@ import io
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,8 @@ import torch
 from torch import Tensor
 
 from alignbench.__main__ import main
-from alignbench.compose import compose
-from alignbench.config import MissingAsset
+from alignbench.compose import _digest, compose
+from alignbench.config import MissingAsset, conf_folder
 from alignbench.report.record import read_metrics
 from alignbench.rewards.environment import environment, requirement_file
 from alignbench.rewards.wire import Changed, Garbled, Unreachable, asked_for, request, scores
@@ -392,6 +394,26 @@ while "call" not in open("log").read():
     assert not left()
 
 
+def test_it_ends_when_nobody_can_ask_any_more() -> None:
+    """Where the kernel does not end it with its parent, the end of its input does, also while it is busy."""
+    reward, errors = made("sleeps", tries=1), []
+
+    def call() -> None:
+        try:
+            reward(images(), PROMPTS)
+        except Unreachable as error:
+            errors.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    while not noted("call"):
+        time.sleep(0.02)
+    reward._held[0]._child.stdin.close()
+    assert not left()
+    caller.join(10)
+    assert len(errors) == 1
+
+
 def test_a_terminals_interrupt_does_not_reach_it() -> None:
     made_here = made()
     (process,) = noted("start")
@@ -510,14 +532,21 @@ def test_damaged_bytes_are_a_value_error(seed: int) -> None:
 # --- a run
 
 
-def test_times_are_no_part_of_a_run_and_the_script_is() -> None:
+def test_times_are_no_part_of_a_run_and_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["reward=worker", "reward.script=script.py", "reward.requirements=numpy.txt"]
     one = compose(words)
     assert compose([*words, "reward.call_timeout=1", "reward.tries=9", "reward.batch=1"]).hash == one.hash
     assert compose([*words, "reward.settings.log=other"]).hash != one.hash
-    Path("other.py").write_text(SCRIPT + "\n")
-    assert compose([words[0], "reward.script=./script.py", words[2]]).hash != one.hash
-    assert compose([words[0], "reward.script=other.py", words[2]]).hash != one.hash
+    conf = tmp_path / "conf"
+    shutil.copytree(conf_folder(), conf)
+    (conf / "reward" / "env" / "numpy.txt").write_text("# another list of the same name\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("alignbench.compose.conf_folder", lambda: conf)
+        assert compose(words, conf).hash != one.hash
+    Path("script.py").write_text(SCRIPT + "\n")
+    assert compose(words).hash == one.hash  # a process reads a file once
+    _digest.cache_clear()
+    assert compose(words).hash != one.hash
 
 
 @pytest.mark.slow

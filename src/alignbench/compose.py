@@ -307,9 +307,16 @@ def _identity(config: dict) -> dict:
 
 def _hash(identity: dict) -> str:
     named = [(key, value) for key, value in _leaves(identity) if key.endswith(FILES) and isinstance(value, str)]
-    assets = {key: _digest(Path(*filter(None, parted(value)))) for key, value in named}
+    assets = {key: _digest(_asset(key, value)) for key, value in named}
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _asset(key: str, value: str) -> Path:
+    """The file or folder that a value names; a requirement list's bare name is one of conf/reward/env."""
+    if key.endswith(".requirements") and Path(value).name == value:
+        return conf_folder() / "reward" / "env" / value
+    return Path(*filter(None, parted(value)))
 
 
 @lru_cache
