@@ -58,7 +58,7 @@ compare: $(STAMP)  ## every method on the sandbox, three seeds: a table and pict
 
 # not offline: uv fetches what its cache lacks; the judges themselves ask no hub
 parity: export OMP_NUM_THREADS ?= 2
-parity: $(STAMP)  ## native judges against the official packages: 10 minutes, 7 GB of memory; the first time 2.7 GB to fetch, 6 GB on disk
+parity: $(STAMP)  ## native judges against the official packages: 2 minutes on 2 cores, 7 GB of memory; the first time 2.7 GB to fetch, 6 GB on disk
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m alignbench parity $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, spelling
