@@ -27,6 +27,10 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
     "export": ("alignbench.export:export", "a run's weights as other programs load them, with a model card: export outputs/<run>"),
     "score": ("alignbench.scoring:score", "a judge's scores of a folder of images: score reward=colour images=DIR prompts=FILE"),
     "serve": ("alignbench.serve:serve", "offer a judge to other machines: serve reward=clip_score, used there as reward=remote"),
+    "parity": (
+        "alignbench.parity:parity",
+        "compare native judges with the official packages in environments of their own: parity imagereward",
+    ),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {
