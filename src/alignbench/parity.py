@@ -20,7 +20,7 @@ from alignbench.rewards import made_up
 from alignbench.rewards.base import Reward
 from alignbench.signatures import nearest
 
-TOLERANCE = 1e-4  # of a score; the issue's
+TOLERANCE = 1e-4  # of a score: rounding of fp32 through two dozen layers is far below it, anything meant otherwise far above
 USAGE = "alignbench parity [imagereward hpsv2 hpsv2_1] [path=FILE] [tokenizer=FOLDER] [images=6]"
 PROMPTS = ["a red circle on the left", "a photo of a dog, 4k", "two small blue squares; nothing else!", "checked cloth"]
 CONTROLS = 2  # images that a spoiled judge is asked about
