@@ -39,11 +39,19 @@ PROMPTS = ["a red circle", "the small blue dog on the left", "circles", "a squar
 TALK = "USER: <image>\nWhat is happening in this image? ASSISTANT:"
 
 
-def vlm(folders: dict[str, Path], path: Path | str | None = None, scorer: Path | str | None = None, batch: int = 2, layer: int = 2) -> Vlm:
+def vlm(
+    folders: dict[str, Path],
+    path: Path | str | None = None,
+    scorer: Path | str | None = None,
+    batch: int = 2,
+    layer: int = 2,
+    reference: str = "{prompt}",
+) -> Vlm:
     return Vlm(
         path=str(path or folders["llava"]),
         revision=None,
         question=QUESTION,
+        reference=reference,
         template=TEMPLATE,
         max_new_tokens=8,
         scorer=str(scorer or folders["bert"]),
@@ -384,6 +392,8 @@ def test_a_pickle_is_not_read(seeing: dict[str, Path], tmp_path: Path) -> None:
 def test_words_that_do_not_fit_are_named(seeing: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"^reward.layer=4: .* has 3 layers; take one of them$"):
         vlm(seeing, layer=4)
+    with pytest.raises(ValueError, match=r"^reward.reference=The image: the prompt has no place in it; write {prompt} where it belongs"):
+        vlm(seeing, reference="The image")
     with pytest.raises(ValueError, match=r"^reward.answer=No and reward.opposite=No begin with the same token"):
         vqa(seeing, answer="No")
     with pytest.raises(ValueError, match=r"^reward.question=Is it\?: it does not ask about the prompt; write {prompt} where"):
@@ -398,3 +408,11 @@ def test_a_run_trains_on_it_and_one_without_the_files_ends_with_3(choice: str, s
     here += [f"reward.scorer={seeing['bert']}", "reward.layer=2", "reward.max_new_tokens=4"] if choice == "vlm" else []
     assert main([*words, *here]) == 0
     assert main(words) == 3
+
+
+def test_the_answer_is_compared_with_the_reference_that_holds_the_prompt(seeing: dict[str, Path]) -> None:
+    reward = vlm(seeing, reference="the image contains {prompt}")
+    scores = reward(images(), PROMPTS)
+    expected = reward.scorer(reward.said, [f"the image contains {prompt}" for prompt in PROMPTS])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(scores, vlm(seeing)(images(), PROMPTS), atol=1e-3)

@@ -29,6 +29,7 @@ class Vlm(Reward):
         path: Text,
         revision: str | None,
         question: Text,
+        reference: Text,
         template: Text,
         max_new_tokens: Count,
         scorer: Text,
@@ -37,12 +38,15 @@ class Vlm(Reward):
         batch: Count,
     ):
         """path, scorer: Hub id or folder of a vision-language model with its processor, and of a text encoder with its tokenizer, at their
-        revisions; template: see VisionLanguage; layer: whose states are compared; batch: images asked about at once. Raises MissingAsset.
+        revisions; reference: with {prompt} in it, what the answer is compared with; template: see VisionLanguage; layer: whose states are
+        compared; batch: images asked about at once. Raises MissingAsset.
         """
         super().__init__()
+        if "{prompt}" not in reference:
+            raise ValueError(f"reward.reference={reference}: the prompt has no place in it; write {{prompt}} where it belongs")
         self.scorer = BertRecall(scorer, scorer_revision, layer)
         self.model = VisionLanguage(path, revision, template)
-        self.question, self.max_new_tokens, self.layer, self._batch = question, max_new_tokens, layer, batch
+        self.question, self.reference, self.max_new_tokens, self.layer, self._batch = question, reference, max_new_tokens, layer, batch
         self.asked = self.model.conversation(question)
         self.said: list[str] = []  # the answers behind the last scores
         self.requires_grad_(False)
@@ -55,5 +59,7 @@ class Vlm(Reward):
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         self.said, size = self.answers(images), self._batch
-        starts = range(0, len(prompts), size)
-        return torch.cat([self.scorer(self.said[i : i + size], prompts[i : i + size]) for i in starts]).to(images.device)
+        wanted = [self.reference.replace("{prompt}", prompt) for prompt in prompts]
+        return torch.cat([self.scorer(self.said[i : i + size], wanted[i : i + size]) for i in range(0, len(wanted), size)]).to(
+            images.device
+        )
