@@ -23,6 +23,8 @@ class Segmentation(Reward):
     licence = "that of the weights; SegFormer's: NVIDIA, not for commercial use"
     backbone = "SegFormer B0"
     training_data = "ADE20K"
+    frame = "stretched to the processor's size (bilinear, antialiased), its mean and std"
+    size_gb = 0.015
 
     mean: Tensor
     std: Tensor
