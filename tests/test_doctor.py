@@ -388,3 +388,16 @@ def test_an_output_that_cannot_be_written(checked: Any, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(machine.os, "replace", refuse)
     assert "Read-only file system" in checked()[1]["output"][1]
+
+
+def test_everything_that_a_judge_loads_is_looked_for(checked: Any, seeing: dict[str, Path], image_reward: Path, tmp_path: Path) -> None:
+    """Not only `path`: a scorer, a head, a tokenizer; with the size that the judge's class states."""
+    rows = checked("reward=vlm", f"reward.path={seeing['llava']}")[1]
+    assert [rows[key][0] for key in ("reward.path", "reward.scorer")] == ["ok", "missing"]
+    assert "hf download microsoft/deberta-xlarge-mnli" in rows["reward.scorer"][1]
+    rows = checked("reward=imagereward", f"reward.path={image_reward / 'ImageReward.pt'}", f"reward.tokenizer={image_reward}")[1]
+    assert [rows[key][0] for key in ("reward.path", "reward.tokenizer")] == ["ok", "ok"]
+    rows = checked("reward=imagereward", f"reward.tokenizer={tmp_path}")[1]
+    assert "1.8 GB of it are loaded" in rows["reward.path"][1]
+    assert rows["reward.tokenizer"][0] == "missing" and "no vocabulary" in rows["reward.tokenizer"][1]
+    assert checked("reward=aesthetic")[1]["reward.head"][0] == "missing"

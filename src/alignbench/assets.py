@@ -16,7 +16,8 @@ PATIENCE = 10  # seconds that the Hub has for an answer
 OFFLINE = "HF_HUB_OFFLINE is set"
 NETWORKS = re.compile(r"unet|transformer|vae|text_encoder")  # components of a pipeline that have weights
 NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "*.model")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+REVISIONS = {"path": "revision", "init": "init_revision", "scorer": "scorer_revision", "head": "", "tokenizer": ""}  # what names weights
 OTHERS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # rewards of other libraries
 
 
@@ -68,10 +69,12 @@ def named(config: dict[str, Any]) -> list[Asset]:
     for prefix, node in nodes.items():
         for key, value, own in _strings(node):
             name = key.rpartition(".")[2]
-            if name not in ("path", "init"):
+            if name not in REVISIONS:
                 continue
-            revision = own.get("revision" if name == "path" else "init_revision")
+            revision = own.get(REVISIONS[name])
             gated, gb, licence, without = bool(node.get("gated")), None, None, ()
+            if prefix != "model" and name == "path":
+                gb = getattr(made_by(own), "size_gb", None) or None
             if (prefix, key) == ("model", "path"):
                 gb, licence, without = model.get("download_gb"), model.get("licence"), tuple(getattr(made_by(model), "without", ()))
             found.append(Asset(f"{prefix}.{key}", value, revision, gated, gb, licence, without))
@@ -139,6 +142,9 @@ def whole(path: Path, asset: Asset) -> None:
                 raise Damaged(f"no {name}")
     elif asset.key == "model.path":
         raise Damaged("no model_index.json")
+    elif asset.key.endswith(".tokenizer"):
+        if not any(file for names in VOCABULARIES for file in path.glob(names)):
+            raise Damaged("no vocabulary")
     elif (path / "config.json").is_file() or asset.key == "model.init":
         _network(path, ours=asset.key == "model.init")
     elif not any(file.is_file() for file in path.rglob("*")):
