@@ -1,6 +1,8 @@
 """Every choice is built for real, and a small experiment runs in this process from words to page."""
 
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from alignbench.compose import compose
 from alignbench.config import MissingAsset, choices, conf_folder, located
 from alignbench.experiment import Experiment, costs, outline
 from alignbench.report.record import read_metrics, read_result, read_samples
+from alignbench.rewards import hpsv2_official, imagereward_official
+from alignbench.rewards.brightness import Brightness
 from alignbench.rewards.imagereward import ImageReward, Sizes
 from alignbench.rng import generator
+from alignbench.serve import Server
 
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe")
 SMALL = [
@@ -51,6 +56,35 @@ def labelled(folder: Path, groups: int, shape: tuple[int, ...]) -> None:
     save_file({"x": torch.zeros(2 * groups, *shape)}, folder / "rollouts.safetensors", {"sampler": sampler})
 
 
+ADAPTER = """
+def load(settings):
+    return {"name": "scripted", "version": "1", "weights": ""}, lambda images, prompts: images.mean((1, 2, 3))
+"""
+WEIGHTS = {  # under the name that they were published with
+    "imagereward_official": "ImageReward.pt",
+    "hpsv2_official": "HPS_v2_compressed.pt",
+    "hpsv2_1_official": "HPS_v2.1_compressed.pt",
+}
+
+
+def elsewhere(choice: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What judges in other processes need, in the current folder, with a small script in this environment for the packages and theirs."""
+    Image.new("L", (8, 8), 255).save("heat.png")
+    Path("judge.py").write_text(ADAPTER)
+    monkeypatch.setattr("alignbench.rewards.worker.environment", lambda *_: Path(sys.executable))
+    for module in (imagereward_official, hpsv2_official):
+        monkeypatch.setattr(module, "SCRIPT", "judge.py")
+    if choice == "remote":
+        server = Server(Brightness(), "cpu", "127.0.0.1", 0)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return [f"reward.url=http://127.0.0.1:{server.server_port}"]
+    if choice in WEIGHTS:
+        Path(WEIGHTS[choice]).write_bytes(b"weights")
+        Path("vocab.txt").write_text("[PAD]")
+        return [f"reward.path={WEIGHTS[choice]}", *(["reward.tokenizer=."] if choice == "imagereward_official" else [])]
+    return []
+
+
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
 def test_every_choice_is_built(
     group: str,
@@ -59,6 +93,7 @@ def test_every_choice_is_built(
     segformer: Path,
     image_reward: Path,
     clip_judges: dict[str, list[str]],
+    seeing: dict[str, Path],
     stand_ins: dict[str, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -74,6 +109,15 @@ def test_every_choice_is_built(
     if group == "reward" and choice in clip_judges:
         judges.shrink(monkeypatch)
         words += clip_judges[choice]
+    if group == "reward":
+        there = elsewhere(choice, monkeypatch)
+        words = [word for word in words if word.partition("=")[0] not in {each.partition("=")[0] for each in there}] + there
+        words += {
+            "vlm": [f"reward.path={seeing['llava']}", f"reward.scorer={seeing['bert']}", "reward.layer=2"],
+            "vqa_score": [f"reward.path={seeing['llava']}"],
+            "parity": clip_judges["clip_score"],
+            "set_diversity": clip_judges["clip_score"],
+        }.get(choice, [])
     built = Experiment.build(compose(words).config)
     assert len(built.method.updates) % built.method.updates.accumulate == 0
     assert bool(len(built.method.updates)) == bool(built.method.plan()) == bool(built.policy.trainable()) == bool(built.config["epochs"])

@@ -237,8 +237,11 @@ def test_it_says_of_itself_what_the_native_judge_does(choice: str, native: type[
 
 
 @pytest.mark.parametrize("choice", ["imagereward_official", "hpsv2_official", "hpsv2_1_official"])
-def test_it_starts_its_script_with_what_is_here(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_starts_its_script_with_what_is_here(
+    choice: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real worker and process, in this environment, with a script that says what it was given."""
+    tmp_path = tmp_path_factory.mktemp("o")  # short: a version has at most 200 characters
     (tmp_path / "echo.py").write_text(ECHO)
     for module in (imagereward_official, hpsv2_official):
         monkeypatch.setattr(module, "SCRIPT", str(tmp_path / "echo.py"))

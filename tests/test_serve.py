@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignbench import __version__
 from alignbench.__main__ import main
 from alignbench.rewards.base import Changed, Reward, Unreachable
 from alignbench.rewards.colour import Colour
@@ -85,7 +86,7 @@ def test_what_is_served_is_the_judge_bit_for_bit(reward: Reward) -> None:
     with started(reward) as server:
         remote = asking(server, batch=len(PROMPTS))
         assert torch.equal(remote(pictures(), PROMPTS), reward(pictures(), PROMPTS))
-        assert remote.identity() == reward.identity()
+        assert remote.identity() == reward.identity() | {"version": __version__}
         assert remote.name == reward.name
         server.shutdown()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from alignbench import __version__
 from alignbench.compose import compose
 from alignbench.config import ConfigError, MissingAsset
 from alignbench.experiment import made
@@ -58,7 +59,7 @@ class Server(ThreadingHTTPServer):
         if reward.grouped:
             raise ValueError(f"reward={reward.name} scores a prompt's images together, and a request may hold only some; serve another")
         self.reward, self.device, self.turn = reward, device, threading.Lock()
-        self.identity = json.dumps(reward.identity(), sort_keys=True).encode()
+        self.identity = json.dumps({"version": __version__, **reward.identity()}, sort_keys=True).encode()
         self.mark = hashlib.sha256(self.identity).hexdigest()
         self.token = os.environ.get(TOKEN, "")
         try:

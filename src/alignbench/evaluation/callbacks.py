@@ -44,6 +44,8 @@ class History(Callback):
 
     def _add(self, split: str, epoch: int, values: dict[str, float]) -> None:
         spent = {"reward_queries": self.meters.reward_queries, "network_evaluations": self.meters.network_evaluations.total()}
+        if self.meters.images_unscored:
+            spent["images_unscored"] = self.meters.images_unscored
         there = {name: value for name, value in values.items() if value == value}  # a mean of no images is left out
         self.rows.append({"epoch": epoch, "split": split, **spent, **there})
         if ranks.rank() == 0:
