@@ -174,17 +174,17 @@ def test_the_table_of_rewards_says_what_each_is_and_needs(capsys: Any) -> None:
     assert main(["ls", "rewards"]) == 0
     table, _, lines = capsys.readouterr().out.partition("\n\n")
     head, *rows = table.splitlines()[1:]
-    assert head.split()[:6] == ["choice", "form", "gradient", "size", "backbone", "licence"]
+    assert head.split()[:6] == ["choice", "differentiable", "spatial", "grouped", "size", "backbone"]
     there = choices("reward", conf_folder())
     assert [row.split()[0] for row in rows] == list(there)
-    cells = {row.split()[0]: row for row in rows}
-    for choice, *said in (
-        ("imagereward", "scalar", "yes", "1.8 GB", "BLIP ViT-L/16 + BERT", "Apache-2.0", "ImageRewardDB"),
-        ("hpsv2_1", "scalar", "yes", "3.9 GB", "CLIP ViT-H/14"),
-        ("pickscore", "scalar", "yes", "3.9 GB", "CLIP ViT-H/14", "MIT", "Pick-a-Pic v1"),
-        ("jpeg_incompressibility", "scalar", "no", " - "),  # from the class that it builds on
-        ("light_right", "map", "yes"),
-        ("scene_parity", "group", "no"),
-    ):
-        assert [each for each in said if each not in cells[choice]] == []
+    cells = {row.split()[0]: " ".join(row.split()) for row in rows}
+    for choice, facts in {  # differentiable, spatial, grouped, size, backbone, licence, training data
+        "imagereward": "yes - - 1.8 GB BLIP ViT-L/16 + BERT Apache-2.0 ImageRewardDB, 137 k comparisons",
+        "hpsv2_1": "yes - - 3.9 GB CLIP ViT-H/14 Apache-2.0 HPD v2 and more comparisons, not published",
+        "pickscore": "yes - - 3.9 GB CLIP ViT-H/14 MIT Pick-a-Pic v1",
+        "jpeg_incompressibility": "- - - - - Apache-2.0 -",  # from the class that it builds on
+        "light_right": "yes yes - - - Apache-2.0 -",
+        "scene_parity": "- - yes - - Apache-2.0 -",
+    }.items():
+        assert cells[choice] == f"{choice} {facts}"
     assert all(line in lines for line in there.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 from alignbench.check import read_choice
 from alignbench.signatures import fact_of
 
-COLUMNS = ("choice", "form", "gradient", "size", "backbone", "licence", "trained on")
+COLUMNS = ("choice", "differentiable", "spatial", "grouped", "size", "backbone", "licence", "trained on")
 WIDEST = 46  # characters of a cell that says something in words
 
 
@@ -20,11 +20,10 @@ def reward_table(there: dict[str, str], conf: Path) -> list[str]:
 
 def _row(choice: str, conf: Path) -> tuple[str, ...]:
     target = read_choice("reward", choice, conf).get("_target_", "")
-    size, spatial, grouped = (fact_of(target, name) for name in ("size_gb", "spatial", "grouped"))
+    size = fact_of(target, "size_gb")
     return (
         choice,
-        "map" if spatial else "group" if grouped else "scalar",
-        "yes" if fact_of(target, "differentiable") else "no",
+        *("yes" if fact_of(target, name) else "-" for name in ("differentiable", "spatial", "grouped")),
         f"{size:g} GB" if size else "-",
         *(_short(fact_of(target, name) or "-") for name in ("backbone", "licence", "training_data")),
     )
