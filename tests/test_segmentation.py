@@ -1,9 +1,15 @@
 """The segmentation reward, on a small SegFormer with random weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from pictures import checks, photograph
+from PIL import Image
+from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from alignbench.__main__ import main
 from alignbench.config import MissingAsset
@@ -47,6 +53,21 @@ def test_a_network_that_is_sure_of_a_class_pays_for_it(segformer: Path) -> None:
     with torch.no_grad():
         reward.net.decode_head.classifier.bias[2] += 50
     torch.testing.assert_close(reward(images(), [""] * 3), torch.ones(3))
+
+
+@pytest.mark.parametrize("size", [(96, 96), (200, 301), (64, 64)], ids=str)
+@pytest.mark.parametrize("draw", [photograph, checks])
+def test_it_is_the_network_s_own_path(draw: Callable[[int, int], np.ndarray], size: tuple[int, int], segformer: Path) -> None:
+    """transformers' processor on a PIL image, the network, its probabilities at the image's size. Within 0.01: PIL rounds to 8 bits."""
+    picture = draw(*size)
+    processor, net = SegformerImageProcessor.from_pretrained(segformer), SegformerForSemanticSegmentation.from_pretrained(segformer).eval()
+    with torch.no_grad():
+        logits = net(**processor(Image.fromarray(picture), return_tensors="pt")).logits
+    official = F.interpolate(logits.softmax(1), size, mode="bilinear", align_corners=False)[0, 2]
+    reward = Segmentation(path=str(segformer), revision=None, label="red")
+    ours = reward.map(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, ["a red circle"])[0]
+    assert official.std() > 1e-3
+    torch.testing.assert_close(ours, official, rtol=0, atol=1e-2)
 
 
 def test_what_is_missing_or_unknown_is_named(segformer: Path, tmp_path: Path) -> None:
