@@ -27,6 +27,17 @@ class Rounded(Hill):
         return (super().forward(images, prompts) * 4).round()
 
 
+class Together(Hill):
+    """An image's score depends on the other images of its prompt."""
+
+    grouped = True
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        own = super().forward(images, prompts)
+        same = torch.tensor([[one == other for other in prompts] for one in prompts], dtype=own.dtype)
+        return own - (same @ own) / same.sum(1) + 0.1 * same.sum(1)  # a prompt that is torn apart scores otherwise
+
+
 SMALL = {"images": 4, "images_per_prompt": 2, "batch": 2}
 LORAS: dict[str, dict[str, Any]] = {
     "ddpo": SMALL,
@@ -34,7 +45,17 @@ LORAS: dict[str, dict[str, Any]] = {
     "di_star": {"batch": 4, "critic_turns": 1},
     "kl_rlhf_value": SMALL,
 }
-CASES = [*ZOO, *(f"lora/{name}" for name in LORAS), "ties/d3po", "ties/pso", "ties/rwr_sparse", "lonely/rwr_sparse", "uneven/ddpo"]
+MORE = ("ties/d3po", "ties/pso", "ties/rwr_sparse", "lonely/rwr_sparse", "uneven/ddpo", "grouped/ddpo")
+CASES = [*ZOO, *(f"lora/{name}" for name in LORAS), *MORE]
+    *ZOO,
+    *(f"lora/{name}" for name in LORAS),
+    "ties/d3po",
+    "ties/pso",
+    "ties/rwr_sparse",
+    "lonely/rwr_sparse",
+    "uneven/ddpo",
+    "grouped/ddpo",
+]
 UNEVEN = ("d3po_clip", "uneven/ddpo")  # images that two processes cannot share equally, though they can the rows of an update
 UPDATES = 10
 
@@ -50,6 +71,8 @@ def a_case(case: str, processes: int) -> Method:
     changes: dict[str, Any] = {"reward": Rounded()} if kind == "ties" else {}
     if kind == "lonely":  # in some updates one process has all the rows that weigh anything, in some neither has any
         changes = {"percentile": 0.7}
+    if kind == "grouped":  # three images each of two to a prompt: the second prompt's are in both processes
+        changes = {"reward": Together(), "images": 6, "advantage": "none"}
     if kind == "uneven":
         changes = {"images": 7, "images_per_prompt": 1, "batch": 7}
     return moved(made(name, processes=processes, micro_batch=rows, **changes))
