@@ -47,15 +47,6 @@ LORAS: dict[str, dict[str, Any]] = {
 }
 MORE = ("ties/d3po", "ties/pso", "ties/rwr_sparse", "lonely/rwr_sparse", "uneven/ddpo", "grouped/ddpo")
 CASES = [*ZOO, *(f"lora/{name}" for name in LORAS), *MORE]
-    *ZOO,
-    *(f"lora/{name}" for name in LORAS),
-    "ties/d3po",
-    "ties/pso",
-    "ties/rwr_sparse",
-    "lonely/rwr_sparse",
-    "uneven/ddpo",
-    "grouped/ddpo",
-]
 UNEVEN = ("d3po_clip", "uneven/ddpo")  # images that two processes cannot share equally, though they can the rows of an update
 UPDATES = 10
 
