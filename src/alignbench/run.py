@@ -35,6 +35,7 @@ def say(line: str) -> None:
 def execute(composed: Composed) -> int:
     """Run, continue or show an experiment; the exit code. Raises ValueError, MissingAsset, Stopped."""
     warnings.filterwarnings("ignore", module="lightning")  # advice for data loaders, which this is not
+    warnings.formatwarning = lambda message, *_, **__: f"alignbench: {message}\n"  # for users, not for who reads the code
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     record = Record(composed.folder)
     if record.finished:
@@ -210,11 +211,13 @@ def summary(result: dict[str, Any]) -> str:
         low, high = metric["interval"]
         values = f"{metric['reference']:>10.3f}{metric['policy']:>10.3f}{metric['difference']:>+10.3f}"
         lines.append(f"{metric['name']:<24}{metric['label']:<12}{values}   [{low:+.3f}, {high:+.3f}]")
-    first = result["metrics"][0]
+    most = max(result["metrics"], key=lambda metric: metric["images"])
+    fewer = [f"{metric['name']} on {metric['images']}" for metric in result["metrics"] if metric["images"] < most["images"]]
     return "\n".join(
         [
             *lines,
-            f"{first['images']} images of {first['prompts']} unseen test prompts, each made by both from the same noise;",
+            *([f"{', '.join(fewer)} of the images: the judge gave the others no score"] if fewer else []),
+            f"{most['images']} images of {most['prompts']} unseen test prompts, each made by both from the same noise;",
             "the interval is over prompts and images of this one run, not over seeds",
         ]
     )
