@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.__main__ import main
-from alignbench.config import MissingAsset
+from alignbench.compose import _digest
+from alignbench.config import MissingAsset, Stopped
 from alignbench.meters import Meters
 from alignbench.methods.base import Method
-from alignbench.report.record import Record, read_result
+from alignbench.report.record import Record, read_metrics, read_result
 from alignbench.rewards.base import Changed, Unreachable
 from alignbench.rewards.judge import Guard, Judge
 from alignbench.rewards.memory import Memory
+from alignbench.rewards.mix import Mix
 from alignbench.rewards.quarantine import Quarantine
 from alignbench.rewards.scene_judge import SceneJudge
 from alignbench.rng import Draws, generator
@@ -174,7 +176,7 @@ class Silent(Hill):
 def guarded(name: str, at: float, **changes: Any) -> Method:
     method = moved(made(name, reward=Silent(at), **changes))
     method.judge.guard = SKIP
-    for judge in getattr(method, "judges", []):
+    for judge in method.judges:
         judge.guard = SKIP
     return method
 
@@ -188,7 +190,7 @@ def test_no_weight_becomes_nan_where_some_images_have_no_score(name: str) -> Non
     method = guarded(name, at=1.0 if name.startswith("pso") else 0.5, micro_batch=4)
     before = weights(method)
     rows = list(optimise(method, 2))
-    assert all(value == value for row in rows for value in row.values())
+    assert all(value == value for row in rows for key, value in row.items() if key != "reward")  # none where a batch has none
     assert all(value.isfinite().all() for value in weights(method).values())
     assert not same(weights(method), before)
     unscored, queries = method.policy.model.meters.images_unscored, method.policy.model.meters.reward_queries
@@ -232,6 +234,35 @@ def state(batch: Any) -> Tensor:
     return (batch.y if hasattr(batch, "y") else batch.x0).flatten(1)
 
 
+@pytest.mark.filterwarnings("ignore:.*have no score")
+@pytest.mark.parametrize("at", [1, 3, 12])
+def test_the_weight_of_a_reward_does_not_depend_on_how_a_turn_is_cut(at: int) -> None:
+    """DI* means over a turn's images, those without a score among them, however many go through the network at once."""
+    whole, cut = (guarded("di_star", at=0.5, micro_batch=size) for size in (12, at))
+    for _ in zip(optimise(whole, 2), optimise(cut, 2), strict=True):
+        pass
+    for one, other in zip(weights(whole).values(), weights(cut).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_finite_score_without_a_finite_slope_moves_no_weight_to_nan() -> None:
+    """The slope of a square root at 0 is infinite, and 0 times that is NaN."""
+
+    class Steep(Hill):
+        def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+            own = images.mean((1, 2, 3))
+            return (own - own.detach()).square().sqrt() + own
+
+    method = made("di_star", reward=Steep())
+    with pytest.raises(ValueError, match=r"the gradient of reward hill is not finite for 12 of 12 images; no weight was changed by it"):
+        list(optimise(method, 1))
+    method = made("di_star", reward=Steep())
+    method.judge.guard = SKIP
+    with pytest.warns(UserWarning, match="it is taken as 0"):
+        list(optimise(method, 1))
+    assert all(value.isfinite().all() for value in weights(method).values())
+
+
 # --- kept aside
 
 
@@ -242,7 +273,7 @@ def test_what_has_no_score_is_kept_aside_once(tmp_path: Path) -> None:
     for _ in range(2):  # a resumed run meets it again
         with pytest.warns(UserWarning, match="this picture breaks it"):
             judge.score(pictures(), PROMPTS)
-    (line,) = map(json.loads, (tmp_path / "quarantine" / "quarantine.jsonl").read_text().splitlines())
+    (line,) = [json.loads(file.read_text()) for file in (tmp_path / "quarantine").glob("*.json")]
     assert {key: line[key] for key in ("prompt", "judge", "seed", "epoch")} == {"prompt": "three", "judge": "faulty", "seed": 7, "epoch": 3}
     assert "this picture breaks it" in line["why"]
     (file,) = (tmp_path / "quarantine").glob("*.png")
@@ -306,6 +337,27 @@ def test_a_damaged_memory_is_said_once_and_fails_nothing(tmp_path: Path) -> None
     assert len(reward.asked) == 3
 
 
+def test_who_judges_is_more_than_a_name() -> None:
+    """Members of a mix by all that they are, tokenizers by their words, buffers and tuples by their values."""
+
+    class Words:
+        def __init__(self, *words: str):
+            self.words = words
+
+        def get_vocab(self) -> dict[str, int]:
+            return {word: index for index, word in enumerate(self.words)}
+
+    class Reader(Hill):
+        def __init__(self, *words: str, size: tuple[int, int] = (8, 8)):
+            super().__init__()
+            self.tokenizer, self.size = Words(*words), size
+
+    judges = [Reader("a", "b"), Reader("b", "a"), Reader("a", "b", size=(8, 9))]
+    mixes = [Mix(judges=[judge], weights=[1.0], means=[0.0], stds=[None]) for judge in judges]
+    assert len({json.dumps(each.identity()) for each in [*judges, *mixes]}) == 6
+    assert Reader("a", "b").identity() == judges[0].identity()
+
+
 def test_two_runs_may_write_at_once(tmp_path: Path) -> None:
     memories = [Memory(tmp_path / "scores.sqlite") for _ in range(4)]
     keys = [[bytes([n, m]) for m in range(200)] for n in range(4)]
@@ -352,6 +404,32 @@ def test_a_chunk_is_judged_while_the_next_is_sampled() -> None:
     assert not reward.requires_grad
 
 
+def test_neither_an_error_nor_a_signal_waits_for_what_is_queued() -> None:
+    asked, stopped = [], threading.Event()
+
+    class Slow(Hill):
+        def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+            asked.append(len(images))
+            stopped.wait(60)
+            return super().forward(images, prompts)
+
+    method = made("ddpo", reward=Slow(), overlap=True, chunk=2)  # six chunks
+    sampled = method.policy._rollout
+
+    def interrupted(*words: Any) -> Any:
+        if len(asked) == 1:
+            raise Stopped(15)
+        return sampled(*words)
+
+    method.policy._rollout = interrupted  # type: ignore[method-assign]
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        method.sample(prompts_of(method), "image", Draws(0, 0).each("rollout", range(12)))
+    assert time.monotonic() - begun < 30
+    stopped.set()
+    assert asked == [2]
+
+
 def test_an_error_in_the_judge_s_thread_is_the_run_s() -> None:
     method = made("ddpo", reward=Silent(-torch.inf), overlap=True)
     with pytest.raises(ValueError, match="not finite"):
@@ -378,12 +456,50 @@ def test_a_run_skips_keeps_aside_and_says_so(tmp_path: Path, monkeypatch: pytest
     assert 0 < result["meters"]["images_unscored"] < result["meters"]["reward_queries"] == 32
     table = {row["name"]: row for row in result["metrics"]}
     assert 0 < table["scene_judge"]["images"] < table["exact_judge"]["images"] == 8
-    lines = [json.loads(line) for line in (folder / "quarantine" / "quarantine.jsonl").read_text().splitlines()]
+    lines = [json.loads(file.read_text()) for file in (folder / "quarantine").glob("*.json")]
     assert {line["judge"] for line in lines} == {"scene_judge"}
     assert {line["epoch"] for line in lines} == {0, 1}
     assert all((folder / "quarantine" / f"{line['image']}.png").is_file() for line in lines)
     assert (folder / "report.html").is_file()
     assert result["judges"]["scene_judge"] == SceneJudge().identity()
+
+
+def test_a_validation_without_any_score_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, asked = SceneJudge.forward, []
+
+    def away_at_first(self: SceneJudge, images: Tensor, prompts: list[str]) -> Tensor:
+        asked.append(len(images))
+        if sum(asked) <= 16:  # the first validation, image by image too
+            raise Unreachable("not here yet")
+        return usual(self, images, prompts)
+
+    monkeypatch.setattr(SceneJudge, "forward", away_at_first)
+    with pytest.warns(UserWarning, match="have no score"):
+        assert main([*QUICK, "judging.on_error=skip", f"output={tmp_path}"]) == 0
+    (folder,) = [each for each in tmp_path.iterdir() if each.is_dir()]
+    rows = [row for row in read_metrics(folder) if row["split"] == "validation"]
+    assert ["reward" in row for row in rows] == [False, True, True]
+    assert (folder / "report.html").is_file()
+
+
+def test_a_judge_may_not_take_the_place_of_another_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(SceneJudge, "name", "kl")
+    assert main([*QUICK, f"output={tmp_path}"]) == 2
+    assert "a judge that calls itself 'kl' would take the place of another column" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_another_s_where_a_head_or_a_vocabulary_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignbench.compose import compose
+
+    monkeypatch.chdir(tmp_path)
+    words = {"aesthetic": "reward.head=own.bin", "vlm": "reward.scorer=own.bin", "imagereward": "reward.tokenizer=own.bin"}
+    for reward, word in words.items():
+        hashes = set()
+        for content in (b"one", b"two"):
+            Path("own.bin").write_bytes(content)
+            _digest.cache_clear()
+            hashes.add(compose([f"reward={reward}", word]).hash)
+        assert len(hashes) == 2
 
 
 def test_policies_have_one_identity_while_nothing_fails() -> None:
@@ -398,5 +514,5 @@ def test_another_judge_does_not_go_on_where_one_began(tmp_path: Path) -> None:
     began, now = {"hpsv2": {"name": "hpsv2", "weights": "aa"}}, {"hpsv2": {"name": "hpsv2", "weights": "bb"}}
     Record(tmp_path).judges(began)
     Record(tmp_path).judges(began)
-    with pytest.raises(ValueError, match=r"not the one that this run began with \(hpsv2.weights differs, which was aa\)"):
+    with pytest.raises(ValueError, match=r"not the one that this run began with \(hpsv2.weights differs\)"):
         Record(tmp_path).judges(now)

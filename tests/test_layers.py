@@ -17,6 +17,7 @@ LEAVES = {
     "tables",
     "schedule",
     "ranks",
+    "beside",
     "objectives",
     "signals",
     "labels",

@@ -1,5 +1,6 @@
 """Mixes: the sum by hand, and draws that are frequent as their weights say, shared by a prompt's images and always the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_judges_and_numbers_count_in_what_it_is() -> None:
         Mix(judges=[Brightness(), Colour(width=0.35)], **(NUMBERS | {"means": [0.0, 0.0]})),
     ]
     assert all(each.identity() != one for each in others)
-    assert "colour (width=0.35)" in one["settings"]
+    assert json.dumps(Colour(width=0.35).identity(), sort_keys=True) in one["settings"]
 
 
 # --- the draw

@@ -95,7 +95,7 @@ class Package(torch.nn.Module):
 
     def __init__(self, words: int):
         super().__init__()
-        self.mlp = torch.nn.Linear(2, 1)
+        self.mlp, self.device = torch.nn.Linear(2, 1), "cpu"
         self.blip = torch.nn.Module()
         self.blip.tokenizer = range(words)
 
@@ -202,7 +202,7 @@ def test_hpsv2_is_loaded_without_a_hub_and_asked_as_its_users_do(tmp_path: Path,
     assert (installed / "hpsv2/src/open_clip" / MERGES).read_text() == "merges"
     assert facts == {
         "name": "hpsv2_1_official",
-        "version": "hpsv2 of hpsv2, torch of torch, torchvision of torchvision",
+        "version": "hpsv2 of hpsv2, torch of torch, torchvision of torchvision on cpu",
         "weights": hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest(),
     }
     images = np.full((2, 3, 4, 4), 0.2, np.float32)

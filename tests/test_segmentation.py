@@ -73,7 +73,7 @@ def test_it_is_the_network_s_own_path(draw: Callable[[int, int], np.ndarray], si
 def test_what_is_missing_or_unknown_is_named(segformer: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"reward.label=sky: .* its classes are wall, floor, flooring, red, circle"):
         Segmentation(path=str(segformer), revision=None, label="sky")
-    with pytest.raises(MissingAsset, match=r"no segmentation network there .*hf download nobody/nothing"):
+    with pytest.raises(MissingAsset, match=r"no segmentation network there: .*hf download nobody/nothing"):
         Segmentation(path="nobody/nothing", revision=None, label=None)
     (tmp_path / "config.json").write_bytes((segformer / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((segformer / "model.safetensors").read_bytes()[:5000])

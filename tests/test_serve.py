@@ -210,6 +210,7 @@ def test_a_server_with_another_judge_is_an_error() -> None:
     [
         ([], "which judge?"),
         (["host=127.0.0.1"], "which judge?"),
+        (["reward=scene_judge", "host="], "host=: an address is wanted"),
         (["reward=scene_judge", "method=ddpo"], "method=ddpo: neither host="),
         (["reward=scene_jugde"], "did you mean scene_judge"),
         (["reward=scene_judge", "port=high"], "port=high"),

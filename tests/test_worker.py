@@ -415,6 +415,21 @@ def test_it_ends_when_nobody_can_ask_any_more() -> None:
     assert len(errors) == 1
 
 
+def test_it_outlives_the_thread_that_asked_for_it() -> None:
+    """A server has a thread a request, and what is judged beside the rollouts is asked in another: none may take the judge along."""
+    reward = made()
+    for _ in range(3):
+        reward.close()
+        thread = threading.Thread(target=reward, args=(images(), PROMPTS))
+        thread.start()
+        thread.join()
+        (process,) = [each for each in noted("start") if lives(each)]
+        time.sleep(0.2)
+        assert lives(process)
+        assert torch.equal(reward(images(), PROMPTS), right())
+    assert len(noted("start")) == 4
+
+
 def test_a_terminals_interrupt_does_not_reach_it() -> None:
     made_here = made()
     (process,) = noted("start")

@@ -30,7 +30,8 @@ RESULTS_VERSION = 1  # raised by hand when the same config gives other numbers
 OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
-FILES = (".path", ".init", ".script", ".requirements")  # ends of keys whose files count in a run's identity by what is in them
+# ends of keys whose files count in a run's identity by what is in them
+FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer")
 FACT_KEYS = ("method.track", "model.tracks")
 
 

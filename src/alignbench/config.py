@@ -41,7 +41,7 @@ class Lora:
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     on_error: Literal["fail", "skip", "quarantine"]  # an image without a score ends the run, teaches nothing, or that and is kept aside
-    patience: Positive | None  # seconds for an answer of a judge in this process; workers and remote judges have their own timeouts
+    patience: Positive | None  # seconds for an answer of any judge; workers and remote ones have timeouts of their own, which heal
     cache: bool  # scores of large and distant judges are remembered in <output>/.scores.sqlite
     overlap: bool  # images are scored while the next are being sampled
 

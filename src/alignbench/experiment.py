@@ -16,7 +16,7 @@ from alignbench.checkpoint import AtomicCheckpointIO, Damaged
 from alignbench.compose import compose
 from alignbench.config import ECONOMIES, MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread
-from alignbench.evaluation.evaluate import Scored, score
+from alignbench.evaluation.evaluate import MEASURED, Scored, score
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
 from alignbench.models.gaussian_world import GaussianWorld
@@ -29,6 +29,7 @@ from alignbench.rewards.quarantine import Quarantine
 from alignbench.rng import Draws
 
 WHO = "policy"
+COLUMNS = ("who", "split", "prompt_id", "prompt", "k", "image", *MEASURED)  # of samples.parquet, beside the judges'
 
 
 def made(node: dict[str, Any], **given: Any) -> Any:
@@ -84,6 +85,8 @@ class Experiment:
         policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
         others = [other for other in map(made, config["eval"]["judges"]) if other.name != reward.name]
+        if taken := [each.name for each in (reward, *others) if each.name in COLUMNS]:
+            raise ValueError(f"a judge that calls itself {taken[0]!r} would take the place of another column; give it another name")
         told = {"seed": config["seed"], "epoch": 0}
         judges = [Judge(each, model.meters, guard_of(config, folder, told)) for each in (reward, *others)]
         prompts: Prompts = made(config["dataset"])
@@ -149,6 +152,11 @@ class Experiment:
         scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.method.evaluated)
         means = {name: scored.mean(name) for name in (*(judge.reward.name for judge in self.judges), *scored.measured)}
         return {"reward": means[self.reward.name], **means}
+
+    @property
+    def identities(self) -> dict[str, dict[str, str]]:
+        """Who scores this run, in training and in evaluation, by name."""
+        return {judge.reward.name: judge.identity for judge in (*self.method.judges, *self.judges)}
 
     @property
     def trainable_parameters(self) -> int:

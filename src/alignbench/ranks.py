@@ -1,11 +1,12 @@
 """Which part of a job this process does, and everybody's results put together again. One process: all of it, and nothing to gather."""
 
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from alignbench.config import MissingAsset
 from alignbench.tables import Table
 
 T = TypeVar("T", bound=Table)
@@ -32,6 +33,17 @@ def gathered(part: Tensor, count: int) -> Tensor:
     parts = [torch.empty_like(part) for _ in range(world())]
     distributed.all_gather(parts, part.contiguous())
     return torch.cat(parts)[:count]
+
+
+def agree(failure: Exception | None) -> None:
+    """Raise here what failed here or, with its message, what failed in another process; all processes take part."""
+    if world() > 1:
+        said: list[Any] = [None] * world()
+        distributed.all_gather_object(said, failure and (isinstance(failure, MissingAsset), str(failure)))
+        if failure is None and (other := next((each for each in said if each), None)):
+            failure = (MissingAsset if other[0] else ValueError)(other[1])
+    if failure is not None:
+        raise failure
 
 
 def gathered_table(part: T, count: int) -> T:

@@ -61,7 +61,7 @@ def execute(composed: Composed) -> int:
         say(f"{composed.folder}\n{experiment.plan()}")
         if trainer.is_global_zero:
             record.open(composed.identity)
-            record.judges({judge.reward.name: judge.identity for judge in experiment.judges})
+            record.judges(experiment.identities)
         built = time.time()
         if config["epochs"]:
             fit(experiment, trainer, composed)
@@ -187,7 +187,7 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
                 experiment.reward.name if experiment.method.optimises else "",
                 options["replicates"],
             ),
-            "judges": {judge.reward.name: judge.identity for judge in experiment.judges},
+            "judges": experiment.identities,
             "meters": experiment.model.meters.state(),
             "weights": {"policy": digest(policy.trainable())},
         }

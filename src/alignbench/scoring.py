@@ -65,7 +65,7 @@ def read_rows(folder: Path, file: Path) -> list[tuple[str, str]]:
             f"score: prompts={file}: there is no such file; it is a .jsonl, .csv or .parquet with {NAMES[0]} and {TEXTS[0]}, "
             "or a .txt with a line an image, in the order of their names"
         ) from None
-    except (OSError, ValueError) as error:  # not text, not JSON, not parquet
+    except (OSError, ValueError, csv.Error) as error:  # not text, not JSON, not parquet
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"score: prompts={file}: cannot be read ({str(error).splitlines()[0] if str(error) else error!r})") from error
@@ -126,8 +126,8 @@ def scored(config: dict[str, Any], folder: Path, rows: list[tuple[str, str]], ba
 
     told = {"seed": config["seed"], "epoch": 0}
     judge = Judge(made(config["reward"]), Meters(), guard_of(config, Path("."), told))
-    judge.to("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judge.to(device)
     scores: list[float | None] = [None] * len(rows)
     for part in portions(folder, rows, batch, judge.reward.grouped):
         images = torch.stack([picture(folder / rows[row][0]) for row in part]).to(device)
@@ -171,8 +171,12 @@ def picture(path: Path) -> Any:
     import torch
     from PIL import Image
 
-    with Image.open(path) as image:
-        return torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    try:
+        with Image.open(path) as image:
+            pixels = numpy.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # cut short, or damaged in its chunks
+        raise ConfigError(f"score: {path} is damaged ({str(error).splitlines()[0]})") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def write(to: Path, name: str, rows: list[tuple[str, str]], scores: list[float | None], identity: dict[str, str]) -> None:

@@ -36,6 +36,8 @@ def serve(words: list[str]) -> int:
         raise ConfigError(f"serve: {wrong[0]}: neither host=, port= nor a word of the reward group; {USAGE}")
     if not any(word.startswith("reward=") for word in rest):
         raise ConfigError(f"serve: which judge? {USAGE}")
+    if not given["host"]:
+        raise ConfigError("serve: host=: an address is wanted; 127.0.0.1 for this machine alone, 0.0.0.0 for the network")
     if not re.fullmatch("[0-9]{1,5}", given["port"]):
         raise ConfigError(f"serve: port={given['port']}: a number from 1 to 65535 is wanted, or 0 for any free one")
     try:

@@ -139,7 +139,7 @@ class Progress(Callback):
     def _figures(self) -> str:
         reward, scored = self.history.latest("train"), self.history.latest("validation")
         figures = [f"reward {reward['reward']:.3f}"] if reward and "reward" in reward else []
-        if scored:
+        if scored and "reward" in scored:
             kl = f", kl {scored['kl']:.3f}" if "kl" in scored else ""
             figures.append(f"(validation at {scored['epoch']}: reward {scored['reward']:.3f}{kl})")
         return "  ".join(figures)

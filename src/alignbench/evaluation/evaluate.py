@@ -60,11 +60,11 @@ def score(policy: Policy, judges: Sequence[Judge], prompts: dict[int, str], each
         columns = {judge.reward.name: judge.score_in_parts(images, texts, policy.chunk) for judge in judges}
         measured = {"kl": policy.path_kl(rollout)} if policy.trained_steps.any() else {}  # no likelihood, no path KL
     measured["diversity"] = within_prompt_distance(images, each)
-    columns |= measured
+    judged, columns = set(columns), columns | measured
     values = {name: column.cpu().double().tolist() for name, column in columns.items()}
     rows = [
         {"prompt_id": prompt_id, "prompt": prompts[prompt_id], "k": k}
-        | {name: None if math.isnan(column[i]) else column[i] for name, column in values.items()}  # None: no judge could score it
+        | {name: None if name in judged and math.isnan(column[i]) else column[i] for name, column in values.items()}  # None: no score
         for i, (prompt_id, k) in enumerate(ids)
     ]
     return Scored(rows, images.float().cpu(), tuple(measured))

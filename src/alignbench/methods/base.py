@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from alignbench import ranks
+from alignbench.beside import Beside
+from alignbench.config import MissingAsset
 from alignbench.models.base import Spec
 from alignbench.policy import Over, Policy
 from alignbench.rewards.judge import Judge
@@ -67,6 +69,11 @@ class Method(LightningModule, ABC):
         return self.updates.images
 
     @property
+    def judges(self) -> list[Judge]:
+        """Who is asked in training."""
+        return [self.judge]
+
+    @property
     def optimises(self) -> bool:
         """Whether the evaluated policy owes anything to the reward; if not, the reward is one more held-out judge."""
         return self.queries > 0
@@ -92,12 +99,16 @@ class Method(LightningModule, ABC):
             rollout = policy.rollout(prompts, over, generators, start)
             return rollout, self.score(rollout, prompts)
         parts, asked, texts = [], [], iter([prompts[row] for row in ranks.mine(len(prompts))])
-        ask = torch.no_grad()(self.judge.score)  # a thread has its own mode
-        with ThreadPoolExecutor(1) as judging:
+        ask, judging = torch.no_grad()(self.judge.score), Beside[Tensor]()  # a thread has its own mode
+        try:
             for part in policy.chunks(prompts, over, generators, start):
-                asked.append(judging.submit(ask, policy.images(part), list(islice(texts, len(part)))))
+                asked.append(judging.ask(partial(ask, policy.images(part), list(islice(texts, len(part))))))
                 parts.append(part)
-            scores = torch.cat([each.result() for each in asked])
+                if any(each.done() and each.exception() for each in asked):
+                    break
+            scores = self._agreed(lambda: torch.cat([each.result() for each in asked]))
+        finally:
+            judging.end()
         rollout = ranks.gathered_table(Rollout.cat(parts), len(prompts))
         return rollout, self._gathered(self.judge, scores, len(prompts))
 
@@ -116,9 +127,22 @@ class Method(LightningModule, ABC):
         parts = [mine[start : start + chunk] for start in range(0, len(mine), chunk)]
         if judge.reward.grouped:
             images = ranks.gathered(torch.cat([self.policy.images(rollout, rows) for rows in parts]), len(prompts))
-            return self._gathered(judge, ask(images, prompts)[mine], len(prompts))
-        scores = [ask(self.policy.images(rollout, rows), [prompts[row] for row in rows]) for rows in parts]
-        return self._gathered(judge, torch.cat(scores), len(prompts))
+            return self._gathered(judge, self._agreed(lambda: ask(images, prompts)[mine]), len(prompts))
+
+        def scores() -> Tensor:
+            return torch.cat([ask(self.policy.images(rollout, rows), [prompts[row] for row in rows]) for rows in parts])
+
+        return self._gathered(judge, self._agreed(scores), len(prompts))
+
+    def _agreed(self, scores: Callable[[], Tensor]) -> Tensor:
+        """This process's scores, once every process has its own: where one judge fails, all processes say why."""
+        found, failure = torch.empty(0), None
+        try:
+            found = scores()
+        except (ValueError, MissingAsset) as error:
+            failure = error
+        ranks.agree(failure)
+        return found
 
     def _gathered(self, judge: Judge, part: Tensor, count: int) -> Tensor:
         scores = ranks.gathered(part, count)

@@ -43,7 +43,7 @@ class Best(Policy):
 
     @torch.no_grad()
     def _scored(self, rollout: Rollout, prompts: list[str]) -> Tensor:
-        return self.judge.score(self.images(rollout), prompts)
+        return self.judge.score_in_parts(self.images(rollout), prompts, self.chunk)
 
     def path_kl(self, rollout: Rollout) -> Tensor:
         """The upper bound log n - (n - 1) / n on the KL of the best of n to the reference, in nats (Beirami et al., 2401.01879)."""

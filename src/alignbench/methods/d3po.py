@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
@@ -43,11 +43,15 @@ class D3PO(Method):
             images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
         )
         self.beta, self.clip, self.reference, self.margin, self.reduce = beta, clip, reference, margin, reduce
-        self.judges = [self.judge, *(Judge(each, self.policy.model.meters, self.judge.guard) for each in criteria)]
+        self.criteria = nn.ModuleList(Judge(each, self.policy.model.meters, self.judge.guard) for each in criteria)
 
     @property
     def queries(self) -> int:
         return self.updates.images * len(self.judges)
+
+    @property
+    def judges(self) -> list[Judge]:
+        return [self.judge, *self.criteria]
 
     def plan(self) -> dict[str, int]:
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"

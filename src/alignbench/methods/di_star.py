@@ -183,10 +183,8 @@ class DIStar(Method):
                 metrics = {"score_gap": (critic - reference).detach().flatten(1).norm(dim=1).mean()}
                 if self.reward_weight > 0:
                     reward = self.judge.score(model.decode(x0), list(batch.prompts))
-                    known = ~reward.isnan()  # an image without a score still has its divergence
-                    reward = torch.where(known, reward, 0).sum() / known.sum().clamp(min=1)
-                    loss = loss - self.reward_weight * reward
-                    metrics["reward"] = reward.detach()
+                    loss = loss - self.reward_weight * torch.where(reward.isnan(), 0, reward).mean()  # no score: its divergence alone
+                    metrics["reward"] = reward.detach().nanmean()
                 return loss, metrics
         raise TypeError(f"not a turn: {type(batch).__name__}")
 

@@ -112,7 +112,7 @@ class KLRLHF(Method):
         self.collected = {"reward": mean, "reward_std": std}
         match self.baseline:
             case "none":
-                advantage = reward.nan_to_num(0)  # an image without a score has no say
+                advantage = of_scored(reward, prompts, lambda own, _: own)
             case "value":
                 advantage = reward  # NaN stays: 0 would teach the value network something
             case "group_mean":
@@ -139,7 +139,9 @@ class KLRLHF(Method):
             return loss, {"value_loss": loss.detach()}
         step = self.policy.at(batch)
         log_ratio = self._per_unit(summed(step.log_prob(batch.y), "image") - batch.log_prob)
-        advantage = batch.advantage if self.baseline != "value" else (batch.advantage - self._value(batch).detach()).nan_to_num(0)
+        advantage = batch.advantage
+        if self.baseline == "value":
+            advantage = torch.where(advantage.isnan(), 0, advantage - self._value(batch).detach())
         surrogate = clipped_surrogate if self.variant == "exact" else hard_clamped
         loss = self.reward_weight * surrogate(log_ratio, advantage, self.clip).mean()
         metrics = {

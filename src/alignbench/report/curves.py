@@ -62,7 +62,7 @@ def training_reward(rows: Sequence[dict[str, Any]], reward: str) -> str | None:
 
 
 def _validation(rows: Sequence[dict[str, Any]], x: str, label: str, reward: str) -> str | None:
-    kept = [row for row in rows if row["split"] == "validation" and x in row]
+    kept = [row for row in rows if row["split"] == "validation" and x in row and "reward" in row]
     if not kept:
         return None
     ends = [f"epoch {row['epoch']}" for row in (kept[0], kept[-1])][: len(kept)]

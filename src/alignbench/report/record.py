@@ -69,9 +69,9 @@ class Record:
     def judges(self, identities: dict[str, dict[str, str]]) -> None:
         """judges.json: who scores this run. ValueError where another judge began it: its later scores would be another's."""
         path = self.folder / "judges.json"
-        if path.exists() and (key := _first_difference(began := json.loads(path.read_bytes()), identities)) is not None:
+        if path.exists() and (key := _first_difference(json.loads(path.read_bytes()), identities)) is not None:
             raise ValueError(
-                f"{path}: the judge is not the one that this run began with ({key} differs, which was {_at(began, key)}): "
+                f"{path}: the judge is not the one that this run began with ({key} differs): "
                 "bring that one back, or choose another `output`"
             )
         if not path.exists():
@@ -208,12 +208,6 @@ def _column(key: str, values: list[Any]) -> pa.Array:
 def _merged(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     nested = [key for key in before.keys() & after.keys() if isinstance(before[key], dict) and isinstance(after[key], dict)]
     return {**before, **after, **{key: _merged(before[key], after[key]) for key in nested}}
-
-
-def _at(value: Any, key: str) -> Any:
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def _first_difference(a: Any, b: Any, key: str = "") -> str | None:

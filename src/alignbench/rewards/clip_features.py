@@ -16,13 +16,14 @@ class ClipFeatures(nn.Module):
     def __init__(self, path: str, revision: str | None):
         """path: Hub id or folder of config.json, model.safetensors and the tokenizer. Raises MissingAsset where they cannot be had."""
         super().__init__()
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import CLIPConfig
 
         try:
             config = CLIPConfig.from_pretrained(located(path), revision=revision)
             self.net = loaded(config, weights_at(path, revision))
             self.tokenizer = tokenizer_at(path, revision, config.text_config.vocab_size)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             raise MissingAsset(
                 f"reward.path={path}: no CLIP there ({first_line(error)}); fetch config.json, model.safetensors (1.7 GB for ViT-L/14) and "
                 "the tokenizer with `hf download openai/clip-vit-large-patch14` and put that id, or the files' folder, in reward.path"

@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alignbench.config import MissingAsset, conf_folder, located
+from alignbench.rewards.wire import TOKEN
 
+ANSWER = 60  # seconds for an interpreter to say what it is
 ALWAYS = "numpy"  # for worker_loop.py
 ASK = "import platform, sysconfig; print(platform.python_implementation(), platform.python_version(), sysconfig.get_platform())"
 
@@ -37,7 +39,9 @@ def interpreter(python: str | None) -> str:
 def environment(requirements: Path, python: str | None, seconds: float) -> Path:
     """The interpreter of the environment that has `requirements`, built if it is not there. Raises MissingAsset where it cannot be."""
     base = interpreter(python)
-    facts = subprocess.run([base, "-I", "-c", ASK], capture_output=True, text=True, check=False).stdout.strip()
+    facts = ""
+    with suppress(OSError, subprocess.TimeoutExpired):  # no interpreter after all
+        facts = subprocess.run([base, "-I", "-c", ASK], capture_output=True, text=True, timeout=ANSWER, check=False).stdout.strip()
     if not facts:
         raise MissingAsset(f"reward.python={python}: {base} does not run; name another interpreter")
     text = requirements.read_text(encoding="utf-8")
@@ -79,7 +83,7 @@ def _build(folder: Path, requirements: Path, base: str, seconds: float) -> None:
     print(f"alignbench: building the environment of {requirements}{what} in {folder}, once", file=sys.stderr, flush=True)
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
-    variables = {key: each for key, each in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
+    variables = {key: each for key, each in os.environ.items() if key not in (TOKEN, "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
     variables |= {"UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1"}
     try:
         for words in (

@@ -1,5 +1,6 @@
 """A drawn map says where another reward counts: white for it, black against it, grey not at all. For PXPO (2404.04356)."""
 
+import json
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -52,5 +53,4 @@ class HeatMap(Reward):
         return self.map(images, prompts).flatten(1).mean(1)
 
     def identity(self) -> dict[str, str]:
-        of = self.of.identity()
-        return super().identity() | {"settings": f"of={of['name']} ({of['settings']})"}
+        return super().identity() | {"settings": f"of={json.dumps(self.of.identity(), sort_keys=True)}"}

@@ -46,6 +46,7 @@ class HPSv2Official(Worker):
         the package's own choice (on a GPU it scores in fp16); the rest: as of Worker.
         """
         self.name, published = PUBLISHED[version]  # type: ignore[misc]
+        self._device = device
         try:
             file = found_at(path, revision).absolute()
             file.stat()
@@ -71,5 +72,5 @@ class HPSv2Official(Worker):
         )
 
     def identity(self) -> dict[str, str]:
-        """The weights by their hash, not by where this machine keeps them."""
-        return {**super().identity(), "settings": ""}
+        """The weights by their hash, not by where this machine keeps them; the device decides whether fp16 is used."""
+        return {**super().identity(), "settings": f"device={self._device}"}

@@ -40,6 +40,7 @@ def worded(tokenizer: Any) -> Any:
 
 def obtained(load: Callable[[], Any], key: str, fetch: str) -> Any:
     """What `load` gives. Raises MissingAsset where it cannot: one line with the key, the reason, and `fetch`, which says what to do."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -48,5 +49,5 @@ def obtained(load: Callable[[], Any], key: str, fetch: str) -> Any:
         return load()
     except SafetensorError as error:
         raise MissingAsset(f"{key}: a safetensors file is truncated or damaged ({first_line(error)}); {fetch}") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise MissingAsset(f"{key}: {first_line(error).partition('. ')[0].rstrip(': ')}; {fetch}") from error

@@ -56,7 +56,7 @@ class ImageRewardOfficial(Worker):
                 f"reward.tokenizer={tokenizer}: BERT's uncased vocabulary is not there ({first_line(error)}); "
                 "fetch it with `hf download bert-base-uncased vocab.txt` or name a local folder"
             ) from error
-        self._tokenizer = tokenizer
+        self._tokenizer, self._device = tokenizer, device
         super().__init__(
             script=SCRIPT,
             requirements=requirements,
@@ -73,4 +73,4 @@ class ImageRewardOfficial(Worker):
 
     def identity(self) -> dict[str, str]:
         """The weights by their hash, not by where this machine keeps them."""
-        return {**super().identity(), "settings": f"tokenizer={self._tokenizer}"}
+        return {**super().identity(), "settings": f"device={self._device}, tokenizer={self._tokenizer}"}

@@ -1,7 +1,5 @@
 """What stands between whoever asks and a reward: it counts the queries and lets nothing but finite scores of the right shape through."""
 
-import queue
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alignbench import ranks
+from alignbench.beside import Beside
 from alignbench.config import MissingAsset
 from alignbench.meters import Meters
 from alignbench.rewards.base import Changed, Reward, Unreachable
@@ -24,7 +23,7 @@ Ask = Callable[[Tensor, list[str]], Tensor]
 @dataclass(frozen=True)
 class Guard:
     on_error: Literal["fail", "skip", "quarantine"] = "fail"  # an image without a score ends the run; teaches nothing; and is kept aside
-    patience: float | None = None  # seconds for an answer of a judge in this process; None: as long as it takes
+    patience: float | None = None  # seconds for an answer; None: as long as it takes
     quarantine: Quarantine | None = None
     memory: Memory | None = None  # of the scores of costly judges
 
@@ -39,6 +38,7 @@ class Judge(nn.Module):
         super().__init__()
         self.reward, self.meters, self.guard = reward.eval().requires_grad_(False), meters, guard
         self._warned = False
+        self._beside: Beside[object] | None = None
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -52,7 +52,11 @@ class Judge(nn.Module):
         """
         self._count(images)
         memory = self.guard.memory
-        if memory is None or not self.reward.costly or self.reward.grouped or (images.requires_grad and torch.is_grad_enabled()):
+        if images.requires_grad and torch.is_grad_enabled():
+            scores = self._guarded(self.reward, images, prompts)
+            self.meters.unscored(int(scores.isnan().sum()))
+            return scores
+        if memory is None or not self.reward.costly or self.reward.grouped:
             return self._guarded(self.reward, images, prompts)
         keys = fingerprints(images, prompts, self.identity)
         scores = memory.recall(keys).to(images.device)
@@ -102,7 +106,7 @@ class Judge(nn.Module):
         name = self.reward.name
         plain = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
         try:
-            scores: object = self._in_time(partial(_alone, ask, plain, prompts))
+            scores: object = self._in_time(partial(_alone, ask, self._watched(plain), prompts))
         except MissingAsset:
             raise
         except Changed as error:
@@ -123,24 +127,36 @@ class Judge(nn.Module):
         """What `ask` returns. A thread cannot be ended: one that is given up is left behind until this process ends."""
         if self.guard.patience is None:
             return ask()
-        answer: queue.Queue[tuple[object, BaseException | None]] = queue.Queue()
-        wanted = torch.is_grad_enabled()  # a thread has its own mode
-
-        def asked() -> None:
-            try:
-                with torch.set_grad_enabled(wanted):
-                    answer.put((ask(), None))
-            except BaseException as error:
-                answer.put((None, error))
-
-        threading.Thread(target=asked, daemon=True).start()
+        self._beside = self._beside or Beside()
+        mode = torch.is_grad_enabled()  # a thread has its own
+        answer = self._beside.ask(lambda: torch.set_grad_enabled(mode)(ask)())
         try:
-            found, error = answer.get(timeout=self.guard.patience)
-        except queue.Empty:
+            return answer.result(self.guard.patience)
+        except TimeoutError:
+            if answer.done():  # the judge's own
+                raise
+            self._beside.end()
+            self._beside = None
             raise Unreachable(f"reward {self.reward.name} gave no answer within judging.patience={self.guard.patience:g} s") from None
-        if error is not None:
-            raise error
-        return found
+
+    def _watched(self, images: Tensor) -> Tensor:
+        """The images, whose gradient is looked at on its way back: a score may be finite where its slope is not."""
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            return images
+
+        def look(gradient: Tensor) -> Tensor:
+            bad = ~gradient.isfinite().flatten(1).all(1)
+            if not bad.any():
+                return gradient
+            why = f"the gradient of reward {self.reward.name} is not finite for {int(bad.sum())} of {len(bad)} images"
+            if self.guard.on_error == "fail":
+                raise ValueError(f"{why}; no weight was changed by it")
+            warnings.warn(f"{why}; it is taken as 0", stacklevel=2)
+            return gradient.masked_fill(bad[:, None, None, None], 0)
+
+        watched = images.view_as(images)
+        watched.register_hook(look)
+        return watched
 
     def _one_by_one(self, ask: Ask, images: Tensor, prompts: list[str], each: tuple[int, ...], error: ValueError | None) -> Tensor:
         """What can be had where an ask for all failed: NaN for what fails alone, an image or, where they are judged together, a prompt's.

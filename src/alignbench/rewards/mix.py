@@ -1,6 +1,7 @@
 """Several judges at once: their weighted sum, or one of them drawn at random for all images of a prompt; each judge normalised."""
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
@@ -65,9 +66,8 @@ class Mix(Reward):
 
     def identity(self) -> dict[str, str]:
         own, members = super().identity(), [judge.identity() for judge in self.judges]  # type: ignore[operator]
-        judges = "; ".join(f"{each['name']} ({each['settings']})" for each in members)
         numbers = f"weights={self.weights}, means={self.means}, stds={self.stds}"
-        return own | {"settings": f"{own['settings']}, judges={judges}, {numbers}"}
+        return own | {"settings": f"{own['settings']}, judges={json.dumps(members, sort_keys=True)}, {numbers}"}
 
 
 class MixDrawn(Mix):

@@ -8,11 +8,19 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from functools import cache
 
+from alignbench.beside import Beside
 from alignbench.rewards.wire import TOKEN, Faltered, Garbled
 from alignbench.rewards.worker_loop import HEAD, head
 
 DROPPED = (TOKEN, "VIRTUAL_ENV")  # of our environment: not for a judge's code to see
+
+
+@cache
+def _starter(owner: int) -> "Beside[subprocess.Popen[bytes]]":
+    """The thread of this process that starts all children: on Linux they end with the thread that started them, and it ends with us."""
+    return Beside()
 
 
 class Process:
@@ -21,7 +29,11 @@ class Process:
     def __init__(self, command: list[str]):
         environment = {key: value for key, value in os.environ.items() if key not in DROPPED}
         pipe = subprocess.PIPE
-        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=environment, process_group=0)
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=environment, process_group=0)
+
+        self._child = _starter(os.getpid()).ask(start).result()
         assert self._child.stdin and self._child.stdout
         self._into, self._out = self._child.stdin.fileno(), self._child.stdout.fileno()
         os.set_blocking(self._into, False)

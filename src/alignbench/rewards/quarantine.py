@@ -1,8 +1,9 @@
-"""Images that a judge could not score, kept aside: a PNG, and a line that says where it came from and what went wrong."""
+"""Images that a judge could not score, kept aside: a PNG, and a file that says where it came from and what went wrong."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 
 class Quarantine:
-    """A folder with <hash>.png and quarantine.jsonl. The hash is of the picture's 8-bit pixels; a picture is kept once a judge."""
+    """A folder with <hash>.png and <hash>-<judge>.json. The hash is of the picture's 8-bit pixels; a picture is kept once a judge."""
 
     def __init__(self, folder: Path, told: Mapping[str, Any]):
-        """told: what else each line says: the run's seed, the epoch."""
+        """told: what else each file says: the run's seed, the epoch."""
         self.folder, self.told = folder, told
 
     def keep(self, image: Tensor, prompt: str, judge: str, why: str) -> None:
@@ -26,9 +27,7 @@ class Quarantine:
         )
         name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(self.folder / f"{name}.png")
         line = {"image": name, "prompt": prompt, "judge": judge, "why": why, "finite": bool(image.isfinite().all()), **self.told}
-        text, file = json.dumps(line, sort_keys=True) + "\n", self.folder / "quarantine.jsonl"
-        if not file.exists() or text not in file.read_text(encoding="utf-8").splitlines(keepends=True):  # a resumed run meets it again
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(text)
+        with suppress(FileExistsError), (self.folder / f"{name}-{judge}.json").open("x", encoding="utf-8") as file:
+            Image.fromarray(pixels).save(self.folder / f"{name}.png")
+            json.dump(line, file, sort_keys=True)

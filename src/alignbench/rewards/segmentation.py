@@ -1,15 +1,16 @@
 """A segmentation network's probability of a class, pixel by pixel: PXPO's feedback from a model (2404.04356)."""
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
-from alignbench.config import MissingAsset, located
+from alignbench.config import located
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
+from alignbench.rewards.hub import obtained, whole
 
 
 class Segmentation(Reward):
@@ -35,24 +36,19 @@ class Segmentation(Reward):
         """
         super().__init__()
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            self.net = AutoModelForSemanticSegmentation.from_pretrained(located(path), revision=revision, use_safetensors=True)
-            processor = AutoImageProcessor.from_pretrained(located(path), revision=revision)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0].split(" (")[0]
-            raise MissingAsset(
-                f"reward.path={path}: no segmentation network there ({reason}); fetch it with `hf download {path}` or name a local folder"
-            ) from error
+        def load() -> Any:
+            net = whole(AutoModelForSemanticSegmentation, path, revision, torch.float32, spare="auxiliary_head")
+            return net, AutoImageProcessor.from_pretrained(located(path), revision=revision, trust_remote_code=False)
+
+        fetch = f"fetch it with `hf download {path}` or name a local folder"
+        self.net, processor = obtained(load, f"reward.path={path}: no segmentation network there", fetch)
         self.classes = {name.lower(): index for index, name in self.net.config.id2label.items()}
         if label is not None and label.lower() not in self.classes:
             raise ValueError(f"reward.label={label}: {path} has no such class; its classes are {', '.join(self.classes)}")
         self.label, self.size = label, (processor.size["height"], processor.size["width"])
         for name, value in (("mean", processor.image_mean), ("std", processor.image_std)):
-            self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
+            self.register_buffer(name, torch.tensor(value)[:, None, None])  # persistent: part of who judges
         self.requires_grad_(False)
         self.eval()
 

@@ -45,7 +45,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
     versions = ", ".join(f"{each} {version(each)}" for each in ("hpsv2", "torch", "torchvision"))
-    return {"name": settings["name"], "version": versions, "weights": digest}, score
+    return {"name": settings["name"], "version": f"{versions} on {img_score.device}", "weights": digest}, score
 
 
 def with_merges() -> None:

@@ -58,7 +58,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, str], Callable[[Any, list[
     with file.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
     versions = ", ".join(f"{each} {version(each)}" for each in ("image-reward", "torch", "torchvision", "transformers", "timm"))
-    return {"name": "imagereward_official", "version": versions, "weights": digest}, score
+    return {"name": "imagereward_official", "version": f"{versions} on {model.device}", "weights": digest}, score
 
 
 def picture(image: Any) -> Image.Image:
