@@ -17,7 +17,7 @@ from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
 from alignbench.samplers.ddim import DDIM
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the fastest for models this small, and test processes share the cores
 
 FULL = Spec("full", 4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
 SANDBOX = "package://models/sandbox"
