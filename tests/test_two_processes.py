@@ -94,3 +94,36 @@ def test_the_weights_of_pairs_are_those_of_one_process(case: str, folder: Path) 
     one, two = alone(case, folder)["pairs"], [process["pairs"] for process in both(case, folder)]
     assert 0 < (one == 0).float().mean() < 1  # some of them are ties
     assert torch.equal(torch.cat(two).sort().values, one.sort().values)
+
+
+AGREE = """
+import sys
+from torch import distributed
+from alignbench import ranks
+from alignbench.config import MissingAsset
+
+rank, store, case = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+own = {"missing": MissingAsset("the judge is gone"), "wrong": ValueError("the judge is wrong"), "fine": None}[case]
+try:
+    ranks.agree(own if rank == 1 else None)
+    print("went on")
+except (ValueError, MissingAsset) as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [("missing", "MissingAsset the judge is gone"), ("wrong", "ValueError the judge is wrong"), ("fine", "went on")],
+)
+def test_where_one_process_fails_all_say_why(case: str, said: str, tmp_path: Path) -> None:
+    """Else the others would wait for it, or end with what the network says of a lost peer."""
+    words = [sys.executable, "-c", AGREE]
+    processes = [
+        subprocess.Popen([*words, str(rank), str(tmp_path / "store"), case], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        out, error = process.communicate(timeout=120)
+        assert out.startswith(said), error

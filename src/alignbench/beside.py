@@ -19,7 +19,7 @@ class Beside(Generic[T]):
 
     def ask(self, call: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
-        self._futures.append(future)
+        self._futures = [*(each for each in self._futures if not each.done()), future]  # what is done is its asker's alone
         self._todo.put((future, call))
         return future
 
