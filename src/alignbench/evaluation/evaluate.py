@@ -77,9 +77,13 @@ def within_prompt_distance(images: Tensor, each: int) -> Tensor:
     return (distance.sum(-1) / max(each - 1, 1)).flatten()
 
 
-def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained: str, replicates: int) -> list[dict[str, Any]]:
+def described(judges: Sequence[Judge], trained: str, measured: Sequence[str]) -> list[dict[str, Any]]:
+    """What each column of numbers is. trained: the name of the reward that training optimised, or nothing."""
+    return [_about(judge.reward, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in measured]
+
+
+def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], replicates: int) -> list[dict[str, Any]]:
     """The result's table: each metric's means and the paired difference with its 95 % interval over prompts and images."""
-    about = [_about(judge.reward, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in policy.measured]
     table = []
     for facts in about:
         name = facts["name"]
@@ -100,11 +104,14 @@ def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained:
     return table
 
 
+def label_of(reward: Reward, trained: str) -> str:
+    return "trained" if reward.name == trained else "gold" if reward.gold else "held out"
+
+
 def _about(reward: Reward, trained: str) -> dict[str, Any]:
-    label = "trained" if reward.name == trained else "gold" if reward.gold else "held out"
     return {
         "name": reward.name,
-        "label": label,
+        "label": label_of(reward, trained),
         "unit": reward.unit,
         "larger_is_better": True,
         "note": " ".join((reward.__doc__ or "").split()),
