@@ -41,7 +41,7 @@ def drawn(rng: np.random.Generator, ratio: Ratio, seeds: int, prompt: Array, ske
 
 
 @lru_cache
-def skewed_iqm(ratio: Ratio, size: int = 1500) -> float:
+def skewed_iqm(ratio: Ratio, size: int = 1000) -> float:
     """Of the population of (seed, prompt) means: seeds and prompts at their own quantiles, the others drawn."""
     rng = np.random.Generator(np.random.PCG64(0))
     even = -np.log1p(-(np.arange(size) + 0.5) / size) - 1  # quantiles of the exponential

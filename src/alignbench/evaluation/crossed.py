@@ -47,13 +47,14 @@ class Errors:
 
     def reach(self, tail: float) -> float:
         """How far an interval goes that leaves out `tail` on either side."""
-        return math.hypot(stdtrit(self.seeds_freedom, tail) * self.seeds, stdtrit(self.prompts_freedom, tail) * self.prompts)
+        parts = ((self.seeds, self.seeds_freedom), (self.prompts, self.prompts_freedom))
+        return math.hypot(*(stdtrit(freedom, tail) * error for error, freedom in parts if error > 0))
 
     def p_value(self, distance: float) -> float:
-        """Twice the tail of the interval that goes as far as `distance`, by bisection of its logarithm; 1e-300 at the least."""
+        """Twice the tail of the interval that goes as far as `distance`, by bisection of its logarithm; 1e-50 at the least."""
         if distance == 0:
             return 1.0
-        low, high = math.log(1e-300), 0.0
+        low, high = math.log(1e-50), 0.0
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (low, middle) if self.reach(math.exp(middle) / 2) < distance else (middle, high)
@@ -123,7 +124,8 @@ def intervals(
     def replicates(drawn: Sequence[Array], drawn_prompts: Array) -> Array:  # [R,N]
         step = max(1, CHUNK // (max(seeds) * prompts))
         parts = [_rows(drawn, drawn_prompts, slice(start, start + step)) for start in range(0, how.replicates, step)]
-        values = np.concatenate([statistic(*part) for part in parts])
+        with np.errstate(invalid="ignore"):  # 0 / 0 is named below
+            values = np.concatenate([statistic(*part) for part in parts])
         if not np.isfinite(values).all():
             raise ValueError("too few scores: a replicate has none")
         return values
@@ -131,7 +133,10 @@ def intervals(
     value = statistic(once, each)[0]  # [N]
     nulls, least = (np.broadcast_to(np.asarray(given, np.float64), value.shape) for given in (null, least_error))
     of_prompts = replicates(once, prompt_draws).std(0)
-    of_seeds = [replicates([*once[:m], draws, *once[m + 1 :]], each).std(0) for m, draws in enumerate(seed_draws)]
+    of_seeds = [
+        replicates([*once[:m], draws, *once[m + 1 :]], each).std(0) if seeds[m] > 1 else np.zeros_like(value)
+        for m, draws in enumerate(seed_draws)
+    ]
     if how.correct:
         errors = _corrected(of_seeds, seeds, of_prompts, prompts, least)
         ends = [_student(float(value[n]), float(nulls[n]), errors[n], how.level) for n in range(len(value))]
