@@ -1,0 +1,41 @@
+"""Raters of the sandbox's scenes whose verdicts are noisy and not biased: a proxy that is gold but for noise, to set against one that errs."""
+
+import hashlib
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from alignbench.ranges import Index, NonNegative
+from alignbench.rewards.base import Reward
+from alignbench.rewards.content import contents
+from alignbench.worlds.scenes import correct
+
+
+class ScenePanel(Reward):
+    """The exact judge's verdict, 1 or 0, plus one rater's normal error about this image, which is always the same: asking again tells no more."""
+
+    name = "panel"  # of an object: with its rater's number, so that several stand in one table
+    differentiable = False
+    spatial = False
+    range = (-float("inf"), float("inf"))
+    unit = "share of images"
+    licence = "Apache-2.0"
+    backbone = ""
+    training_data = ""
+
+    def __init__(self, *, noise: NonNegative, rater: Index):
+        """noise: standard deviation of the error; rater: whose error it is, independent of every other rater's."""
+        super().__init__()
+        self.noise, self.rater = noise, rater
+        self.name = f"panel_{rater}"  # type: ignore[misc]
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        errors = torch.tensor([_normal(self.rater, content) for content in contents(images)])
+        return (correct(images, prompts).all(1) + self.noise * errors).to(images.device)
+
+
+def _normal(rater: int, content: bytes) -> float:
+    """Standard normal, a function of both alone: the quantile of 52 bits of their hash, on every machine the same."""
+    bits = int.from_bytes(hashlib.sha256(f"{rater}:".encode() + content).digest()[:8]) >> 12
+    return NormalDist().inv_cdf((bits + 0.5) / 2**52)
