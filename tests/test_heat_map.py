@@ -17,8 +17,8 @@ from alignbench.labels import painted
 from alignbench.report.record import read_metrics
 from alignbench.rewards.brightness import Brightness
 from alignbench.rewards.colour import Colour
-from alignbench.rewards.heat_map import HeatMap
 from alignbench.rewards.exact_judge import ExactJudge
+from alignbench.rewards.heat_map import HeatMap
 from alignbench.rng import Draws, generator
 
 SMALL = ["eval=quick", "eval.prompts=2", "eval.images=2", "eval.grid=2", "eval.every=0", "epochs=1", "method.images=16", "sampler.steps=3"]

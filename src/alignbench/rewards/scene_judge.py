@@ -7,7 +7,7 @@ from alignbench.worlds.scenes import nearness, nearness_map
 
 
 class SceneJudge(Reward):
-    """Mean nearness of shape, colour, size, position and background to the prompt's; a pixel earns what it belongs to, shape or background."""
+    """Mean nearness of shape, colour, size, position and background to the prompt's; a pixel earns as shape or as background."""
 
     name = "scene_judge"
     differentiable = False

@@ -1,4 +1,4 @@
-"""Raters of the sandbox's scenes whose verdicts are noisy and not biased: a proxy that is gold but for noise, to set against one that errs."""
+"""Raters of the sandbox's scenes with noise and no bias: a proxy that is gold on average, to set against one that errs."""
 
 import hashlib
 from statistics import NormalDist
@@ -13,7 +13,7 @@ from alignbench.worlds.scenes import correct
 
 
 class ScenePanel(Reward):
-    """The exact judge's verdict, 1 or 0, plus one rater's normal error about this image, which is always the same: asking again tells no more."""
+    """The exact judge's verdict, 1 or 0, plus one rater's normal error about this image: asking again tells no more."""
 
     name = "panel"  # of an object: with its rater's number, so that several stand in one table
     differentiable = False

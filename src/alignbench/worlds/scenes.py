@@ -212,7 +212,8 @@ def nearness_map(images: Tensor, prompts: list[str]) -> Tensor:
     """`nearness`, a pixel: [B,H,W], whose mean over an image is the image's mean over its five attributes.
 
     Ink earns S, the mean of the shape's four attributes, and paper b, the background's, each pixel by how much it is ink. The same number
-    is added to all pixels of an image, (4/5 - ink) (S - b) with its share of ink, because an image's score weighs S and b four to one, not by their areas.
+    is added to all pixels of an image, (4/5 - ink) (S - b) with its share of ink, since its score weighs S and b four to one, whatever
+    their areas.
     Scaling the two parts instead would pay a pixel of a small shape more than ten times one of the background, for being ink at all.
     """
     seen = Reading.of(images)
