@@ -25,7 +25,8 @@ class Map(Reward):
     """A fixed map, times a number that depends on the image."""
 
     name, differentiable, spatial, range, unit = "map", False, True, (-float("inf"), float("inf")), ""
-    licence = backbone = training_data = ""
+    licence = ""
+    backbones = datasets = ()
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()

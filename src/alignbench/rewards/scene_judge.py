@@ -15,8 +15,8 @@ class SceneJudge(Reward):
     range = (0.0, 1.0)
     unit = "0 to 1"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ("the exact judge's reading",)
+    datasets = ()
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
         return nearness_map(images, prompts).to(images)

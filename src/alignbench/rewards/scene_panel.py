@@ -21,8 +21,8 @@ class ScenePanel(Reward):
     range = (-float("inf"), float("inf"))
     unit = "share of images"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ("the exact judge's reading",)
+    datasets = ()
 
     def __init__(self, *, noise: NonNegative, rater: Index):
         """noise: standard deviation of the error; rater: whose error it is, independent of every other rater's."""
