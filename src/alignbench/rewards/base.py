@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 UNKNOWN = "unknown"  # among the names of a judge's backbones or data: there is something that nobody has said
+ASIDE = ("training", "backbones", "datasets", "members")  # attributes that no score depends on
 PLAIN = (str, int, float, bool, tuple, list, type(None))  # attributes that are settings
 
 
@@ -62,7 +63,7 @@ class Reward(nn.Module, ABC):
 
     def identity(self) -> dict[str, str]:
         """What scores depend on beside images and prompts: name, settings and the hash of the weights; a judge elsewhere says its own."""
-        plain = {key: each for key, each in vars(self).items() if isinstance(each, PLAIN) and key[0] != "_" and key != "training"}
+        plain = {key: each for key, each in vars(self).items() if isinstance(each, PLAIN) and key[0] != "_" and key not in ASIDE}
         weights, digest = self.state_dict(), hashlib.sha256()
         for key, each in sorted(weights.items()):
             digest.update(key.encode() + each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
