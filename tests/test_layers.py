@@ -23,6 +23,7 @@ LEAVES = {
     "labels",
     "weights",
     "hub",
+    "identity",
 }  # of all; they know only each other
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),

@@ -1,14 +1,12 @@
 """A frozen judge of images. Larger is better; images are [B,3,H,W] in [0,1]."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-PLAIN = (str, int, float, bool, tuple, list, type(None))  # attributes that are settings
+from alignbench.identity import identity
 
 
 class Unreachable(RuntimeError):
@@ -56,20 +54,4 @@ class Reward(nn.Module, ABC):
 
     def identity(self) -> dict[str, str]:
         """What scores depend on beside images and prompts: name, settings and the hash of the weights; a judge elsewhere says its own."""
-        plain = {key: each for key, each in vars(self).items() if isinstance(each, PLAIN) and key[0] != "_" and key != "training"}
-        weights, digest = self.state_dict(), hashlib.sha256()
-        for key, each in sorted(weights.items()):
-            digest.update(key.encode() + each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        settings = ", ".join(f"{key}={each}" for key, each in sorted(plain.items()))
-        for words in _vocabularies(self):
-            settings += f", vocabulary={hashlib.sha256(repr(sorted(words.items())).encode()).hexdigest()[:16]}"
-        return {"name": self.name, "settings": settings, "weights": digest.hexdigest() if weights else ""}
-
-
-def _vocabularies(reward: nn.Module) -> Iterator[dict[str, int]]:
-    """Of the tokenizers in a reward's parts: words under other numbers are other scores."""
-    for part in reward.modules():
-        for each in vars(part).values():
-            tokenizer = getattr(each, "tokenizer", each)  # a processor has one
-            if hasattr(tokenizer, "get_vocab"):
-                yield tokenizer.get_vocab()
+        return identity(self, self.name)
