@@ -69,9 +69,10 @@ def execute(composed: Composed) -> int:
             record.metrics([])  # a method without training has no history
         fitted = time.time()
         scored = evaluate(experiment)
+        sets = experiment.sets(scored)
         if not trainer.is_global_zero:
             return 0
-        finish(experiment, composed, record, history.rows, scored)
+        finish(experiment, composed, record, history.rows, scored, sets)
         record.timing(
             {
                 "device": device_name(experiment.model.device),
@@ -145,7 +146,9 @@ def anchor(model: dict[str, Any]) -> dict[str, str | None]:
     return {"start": model.get("init") or path, "score_reference": path}
 
 
-def finish(experiment: Experiment, composed: Composed, record: Record, history: list[Row], scored: dict[str, Scored]) -> None:
+def finish(
+    experiment: Experiment, composed: Composed, record: Record, history: list[Row], scored: dict[str, Scored], sets: list[Row]
+) -> None:
     """Write everything that is compared; the page last."""
     config, options, policy = experiment.config, experiment.config["eval"], experiment.method.evaluated
     pictured = {row["prompt_id"] for row in scored["policy"].rows[: options["grid"] * options["images"]]}
@@ -187,6 +190,7 @@ def finish(experiment: Experiment, composed: Composed, record: Record, history: 
                 experiment.reward.name if experiment.method.optimises else "",
                 options["replicates"],
             ),
+            "sets": sets,
             "judges": experiment.identities,
             "meters": experiment.model.meters.state(),
             "weights": {"policy": digest(policy.trainable())},
