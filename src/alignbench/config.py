@@ -74,6 +74,8 @@ class Eval:
     reference_times: list[Fraction]  # at which the reference's denoising error is taken, shares of the schedule; none: it is not
     precision_neighbours: Count  # k of precision and recall
     coverage_neighbours: Count  # k of density and coverage
+    peak: Literal["held_out", "trained"] | None  # whose validation scores choose the best checkpoint; null: none is chosen
+    patience: Count | None  # validations without a new peak after which training stops; null: it goes on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import shlex
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from alignbench.compose import compose
 from alignbench.config import ECONOMIES, MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread
 from alignbench.datasets.pictures import Pictures
-from alignbench.evaluation.evaluate import Scored, score
+from alignbench.evaluation.evaluate import Scored, label_of, score
 from alignbench.evaluation.measures import Measures, real_features, set_rows
+from alignbench.features.base import FeatureSpace
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
 from alignbench.models.gaussian_world import GaussianWorld
@@ -31,7 +33,7 @@ from alignbench.rewards.quarantine import Quarantine
 from alignbench.rng import Draws
 
 WHO = "policy"
-COLUMNS = ("who", "split", "prompt_id", "prompt", "k", "image")  # of samples.parquet, beside what judges and measures give
+COLUMNS = ("who", "split", "seed", "epoch", "prompt_id", "prompt", "k", "image")  # of samples.parquet, beside what judges and measures give
 
 
 def made(node: dict[str, Any], **given: Any) -> Any:
@@ -54,9 +56,11 @@ def method_of(config: dict[str, Any], policy: Policy, judge: Judge) -> Method:
 
 
 def measures_of(config: dict[str, Any]) -> Measures:
-    """Raises ValueError for two feature spaces of one name: their columns would be one."""
+    """Raises ValueError for what is no feature space, and for two of one name: their columns would be one."""
     options = config["eval"]
     spaces = [made(each) for each in options["features"]]
+    if wrong := [type(each).__name__ for each in spaces if not isinstance(each, FeatureSpace)]:
+        raise ValueError(f"eval.features: {wrong[0]} is no feature space; rewards go under eval.judges, LPIPS under eval.lpips")
     if twice := {space.name for space in spaces if sum(other.name == space.name for other in spaces) > 1}:
         raise ValueError(f"eval.features: {min(twice)} is there twice; take one out")
     return Measures(spaces, made(options["lpips"]) if options["lpips"] else None, options["reference_times"])
@@ -172,11 +176,36 @@ class Experiment:
             sides["real"] = real_features(self.measures, self.real, count, options["noise"], options["batch"], self.model.device)
         return set_rows(sides, self.measures.spaces, options["precision_neighbours"], options["coverage_neighbours"])
 
-    def validate(self) -> dict[str, float]:
-        """Means on validation prompts: one point of every curve."""
+    def validate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """On validation prompts: means, which are one point of every curve, and a row an image (whose prompt is known by its number)."""
         scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.method.evaluated)
         means = {name: scored.mean(name) for name in (*(judge.reward.name for judge in self.judges), *scored.measured)}
-        return {"reward": means[self.reward.name], **means}
+        rows = [{key: value for key, value in row.items() if key != "prompt"} for row in scored.rows]
+        return {"reward": means[self.reward.name], **means}, rows
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each judge's scores are evidence of, by name."""
+        trained = self.reward.name if self.method.optimises else ""
+        return {judge.reward.name: label_of(judge.reward, trained) for judge in self.judges}
+
+    @property
+    def choosers(self) -> list[str]:
+        """The judges whose validation scores choose the best checkpoint."""
+        wanted = {"held_out": "held out", "trained": "trained", None: ""}[self.config["eval"]["peak"]]
+        return [name for name, label in self.labels.items() if label == wanted]
+
+    @contextmanager
+    def at(self, checkpoint: Path, run: str) -> Iterator[None]:
+        """Within it the method has the weights of a checkpoint of this run (by its hash). Raises Damaged."""
+        before = {name: value.detach().cpu().clone() for name, value in self.method.state_dict().items() if isinstance(value, torch.Tensor)}
+        saved = AtomicCheckpointIO(run).load_checkpoint(checkpoint)["state_dict"]
+        kept = {name: before[name] for name in saved if name in before}
+        self.method.load_state_dict({name: value for name, value in saved.items() if name in kept}, strict=False)
+        try:
+            yield
+        finally:
+            self.method.load_state_dict(kept, strict=False)
 
     @property
     def identities(self) -> dict[str, dict[str, str]]:

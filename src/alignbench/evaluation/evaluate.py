@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignbench.evaluation.measures import Measures, Row, about
+from alignbench.evaluation.measures import Measures, Row, facts_of
 from alignbench.evaluation.statistics import paired_difference
 from alignbench.policy import Policy
 from alignbench.rewards.base import Reward
@@ -52,12 +52,16 @@ def score(policy: Policy, judges: Sequence[Judge], measures: Measures, prompts: 
         | {name: None if name in judged and math.isnan(column[i]) else column[i] for name, column in values.items()}  # None: no score
         for i, (prompt_id, k) in enumerate(ids)
     ]
-    return Scored(rows, images.float().cpu(), {name: about(name, measures.spaces) for name in measured}, features)
+    return Scored(rows, images.float().cpu(), {name: facts_of(name, measures.spaces) for name in measured}, features)
 
 
-def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained: str, replicates: int) -> list[dict[str, Any]]:
+def described(judges: Sequence[Judge], trained: str, measured: dict[str, Row]) -> list[dict[str, Any]]:
+    """What each column of numbers is. trained: the name of the reward that training optimised, or nothing."""
+    return [_about(judge.reward, trained) for judge in judges] + list(measured.values())
+
+
+def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], replicates: int) -> list[dict[str, Any]]:
     """The result's table: each metric's means and the paired difference with its 95 % interval over prompts and images."""
-    about = [_about(judge.reward, trained) for judge in judges] + list(policy.measured.values())
     table = []
     for facts in about:
         name = facts["name"]
@@ -78,11 +82,14 @@ def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained:
     return table
 
 
+def label_of(reward: Reward, trained: str) -> str:
+    return "trained" if reward.name == trained else "gold" if reward.gold else "held out"
+
+
 def _about(reward: Reward, trained: str) -> dict[str, Any]:
-    label = "trained" if reward.name == trained else "gold" if reward.gold else "held out"
     return {
         "name": reward.name,
-        "label": label,
+        "label": label_of(reward, trained),
         "unit": reward.unit,
         "larger_is_better": True,
         "note": " ".join((reward.__doc__ or "").split()),

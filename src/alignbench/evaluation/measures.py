@@ -59,7 +59,7 @@ MEASURED: dict[str, Row] = {
 }
 
 
-def about(column: str, spaces: Sequence[FeatureSpace]) -> Row:
+def facts_of(column: str, spaces: Sequence[FeatureSpace]) -> Row:
     """What a column is: `vendi_clip` is the Vendi score in the space called clip."""
     space = next((each.name for each in spaces if column in (f"vendi_{each.name}", f"distance_{each.name}")), "")
     facts = MEASURED[column.removesuffix(f"_{space}") if space else column]
@@ -155,13 +155,14 @@ def real_features(measures: Measures, real: Pictures, count: int, noise: int, ch
 
 
 def set_rows(sides: Mapping[str, Mapping[str, Tensor]], spaces: Sequence[FeatureSpace], precision_k: int, coverage_k: int) -> list[Row]:
-    """The result's table of sets: the policy's images against the reference's, and both against real ones where there are any.
+    """The result's table of sets: the policy's images (and its best checkpoint's) against the reference's, and all against real ones.
 
-    sides: features by space, of `reference`, `policy` and perhaps `real`. A value is None where there are too few images for it.
+    sides: features by space, of `reference`, `policy` and perhaps `peak` and `real`. A value is None where there are too few images for it.
     """
     rows = []
+    made = [who for who in sides if who not in ("reference", "real")]
     for space in spaces:
-        for against, who in (("reference", "policy"), ("real", "reference"), ("real", "policy")):
+        for against, who in (*(("reference", who) for who in made), *(("real", who) for who in ("reference", *made))):
             if against not in sides:
                 continue
             one, other = (sides[side][space.name] for side in (against, who))
