@@ -253,6 +253,16 @@ def digest(parameters: dict[str, torch.nn.Parameter]) -> str:
     return total.hexdigest()
 
 
+def sets_of(result: dict[str, Any]) -> list[str]:
+    """The policy's images as a set, a line for each feature space and what they are held against."""
+    found: dict[str, list[str]] = {}
+    for row in result["sets"]:
+        if row["who"] == "policy" and row["value"] is not None:
+            start = f"{row['images']} images against {row['images_against']} of the {row['against']}, {row['space']}"
+            found.setdefault(start.replace("of the real", "real ones"), []).append(f"{row['name']} {row['value']:.3g}")
+    return [f"{start}: {', '.join(values)}" for start, values in found.items()]
+
+
 def summary(result: dict[str, Any]) -> str:
     """The result's table for a terminal."""
     lines = [f"{'metric':<24}{'label':<12}{'reference':>10}{'policy':>10}{'change':>10}   95 % interval"]
@@ -265,6 +275,7 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
+            *sets_of(result),
             *([f"{', '.join(fewer)} of the images: the judge gave the others no score"] if fewer else []),
             f"{most['images']} images of {most['prompts']} unseen test prompts, each made by both from the same noise;",
             "the interval is over prompts and images of this one run, not over seeds",
