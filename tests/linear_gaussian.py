@@ -17,7 +17,8 @@ class Quadratic(Reward):
     spatial = False
     range = (-float("inf"), 0.0)
     unit = ""
-    licence = backbone = training_data = ""
+    licence = ""
+    backbones = datasets = ()
 
     def __init__(self, target: float, width: float) -> None:
         super().__init__()
@@ -35,7 +36,8 @@ class Linear(Reward):
     spatial = False
     range = (-float("inf"), float("inf"))
     unit = ""
-    licence = backbone = training_data = ""
+    licence = ""
+    backbones = datasets = ()
 
     def __init__(self, slope: float) -> None:
         super().__init__()

@@ -55,7 +55,8 @@ class Hill(Reward):
     """Smooth, different for every prompt and pixel, with a map and a gradient."""
 
     name, differentiable, spatial, range, unit = "hill", True, True, (-float("inf"), 0.0), ""
-    licence = backbone = training_data = ""
+    licence = ""
+    backbones = datasets = ()
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
         target = torch.tensor([told(prompt) for prompt in prompts], dtype=images.dtype)[:, None, None]

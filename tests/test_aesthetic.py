@@ -98,7 +98,7 @@ def test_the_published_networks_have_the_published_sizes() -> None:
     assert sum(each.numel() for each in net.parameters()) / 1e6 == pytest.approx(304.0, abs=0.05)
     assert {f"layers.{key}": tuple(each.shape) for key, each in head.state_dict().items()} == files.head_shapes((768, 1024, 128, 64, 16, 1))
     assert (config.num_attention_heads, config.hidden_act, config.layer_norm_eps) == (16, "quick_gelu", 1e-5)
-    assert backbone_of(config) == Aesthetic.backbone
+    assert (backbone_of(config),) == Aesthetic.backbones
 
 
 def test_a_network_built_to_like_red_does_whatever_the_prompt(tmp_path: Path) -> None:

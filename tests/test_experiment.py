@@ -255,11 +255,24 @@ def test_numbers_that_do_not_fit_are_refused_before_anything_runs(more: list[str
         Experiment.build(compose(more).config)
 
 
-def test_the_trained_reward_is_the_one_in_the_table() -> None:
-    """With other numbers than the judge of the same name in the eval preset."""
-    built = Experiment.build(compose(["reward=colour", "reward.width=0.9"]).config)
+def test_a_judge_that_is_there_already_is_left_out_with_a_word() -> None:
+    with pytest.warns(UserWarning, match=r"^eval\.judges: colour is the trained reward, and stands in the table once$"):
+        built = Experiment.build(compose(["reward=colour"]).config)
     assert built.judges[0].reward is built.reward
     assert [judge.reward.name for judge in built.judges] == ["colour", "exact_judge"]
+
+
+def test_another_judge_of_a_name_that_is_taken_is_refused() -> None:
+    """Its column would be either's."""
+    with pytest.raises(ValueError, match=r"^eval\.judges: colour has the name of the trained reward and other settings or weights"):
+        Experiment.build(compose(["reward=colour", "reward.width=0.9"]).config)
+    node = {"_target_": "alignbench.rewards.scene_panel.ScenePanel", "rater": 0}
+    config = compose([]).config
+    config["eval"]["judges"] = [node | {"noise": 0.5}, node | {"noise": 0.7}]
+    with pytest.raises(ValueError, match=r"^eval\.judges: panel_0 has the name of one before it and other settings"):
+        Experiment.build(config)
+    config["eval"]["judges"] = [node | {"noise": 0.5}, node | {"noise": 0.5, "rater": 1}]
+    assert [judge.reward.name for judge in Experiment.build(config).judges] == ["scene_judge", "panel_0", "panel_1"]
 
 
 @pytest.mark.parametrize("words", [["method=ddpo"], ["method=d3po"], ["method=di_star", "reward=brightness"]], ids=lambda words: words[0])

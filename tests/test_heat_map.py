@@ -17,8 +17,8 @@ from alignbench.labels import painted
 from alignbench.report.record import read_metrics
 from alignbench.rewards.brightness import Brightness
 from alignbench.rewards.colour import Colour
+from alignbench.rewards.exact_judge import ExactJudge
 from alignbench.rewards.heat_map import HeatMap
-from alignbench.rewards.scene_judge import SceneJudge
 from alignbench.rng import Draws, generator
 
 SMALL = ["eval=quick", "eval.prompts=2", "eval.images=2", "eval.grid=2", "eval.every=0", "epochs=1", "method.images=16", "sampler.steps=3"]
@@ -81,8 +81,8 @@ def test_a_drawing_is_averaged_to_smaller_images_and_repeated_for_larger_ones(tm
 
 
 def test_what_cannot_serve_is_named(drawing: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"reward\.of: reward scene_judge scores whole images only"):
-        HeatMap(path=str(drawing), of=SceneJudge())
+    with pytest.raises(ValueError, match=r"reward\.of: reward exact_judge scores whole images only"):
+        HeatMap(path=str(drawing), of=ExactJudge())
     with pytest.raises(MissingAsset, match=r"reward\.path=nowhere\.png: not there; draw a PNG"):
         HeatMap(path="nowhere.png", of=Brightness())
     (tmp_path / "text.png").write_bytes(b"paint")

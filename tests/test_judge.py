@@ -37,7 +37,8 @@ class Scripted(Reward):
     differentiable = True
     spatial = True
     range = (-float("inf"), float("inf"))
-    unit = licence = backbone = training_data = ""
+    unit = licence = ""
+    backbones = datasets = ()
 
     def __init__(self, script: Callable[[Tensor, int], Any]):
         super().__init__()

@@ -35,7 +35,8 @@ class Says(Reward):
     """A number of its own for every image: which judge was asked can be read off the score."""
 
     name, differentiable, spatial, range = "says", False, True, (-float("inf"), float("inf"))
-    unit = licence = backbone = training_data = ""
+    unit = licence = ""
+    backbones = datasets = ()
 
     def __init__(self, number: float) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ def test_a_mix_can_do_what_its_judges_can(judge: Reward, facts: tuple[bool, bool
         assert mix(pictures(), ["a"] * len(PROMPTS)).isfinite().all()
         with pytest.raises(ValueError, match="has one: set"):
             mix(pictures(), PROMPTS)
-    assert mix.backbone == judge.backbone  # the only one
+    assert (mix.backbones, mix.members[-1]) == (judge.backbones, judge.name)  # the only one
 
 
 @pytest.mark.parametrize("key, value", [("weights", [1.0]), ("means", [0.0] * 3), ("stds", []), ("judges", [])])

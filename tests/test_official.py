@@ -231,7 +231,7 @@ def test_it_says_of_itself_what_the_native_judge_does(choice: str, native: type[
     ours, theirs = node(choice), node(f"{choice}_official")
     assert (ours["path"], ours["revision"], ours.get("tokenizer")) == (theirs["path"], theirs["revision"], theirs.get("tokenizer"))
     official = {"imagereward": imagereward_official.ImageRewardOfficial}.get(choice, hpsv2_official.HPSv2Official)
-    for fact in ("range", "unit", "licence", "backbone", "size_gb", "spatial"):
+    for fact in ("range", "unit", "licence", "backbones", "datasets", "size_gb", "spatial"):
         assert getattr(official, fact) == getattr(native, fact)
     assert not official.differentiable
 

@@ -101,7 +101,7 @@ def test_the_published_network_has_the_published_size() -> None:
     heads = (config.vision_config.num_attention_heads, config.text_config.num_attention_heads)
     assert heads == (VIT_H_14["vision_cfg"]["width"] // VIT_H_14["vision_cfg"]["head_width"], VIT_H_14["text_cfg"]["heads"])
     assert (config.vision_config.hidden_act, config.text_config.hidden_act, config.vision_config.layer_norm_eps) == ("gelu", "gelu", 1e-5)
-    assert backbone_of(config.vision_config) == PickScore.backbone
+    assert (backbone_of(config.vision_config),) == PickScore.backbones
 
 
 def test_a_network_built_to_like_red_does(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from linear_gaussian import Linear
 from test_ddpo import a_method
 from torch import Tensor
 
+from alignbench.compose import compose
+from alignbench.config import ConfigError
 from alignbench.methods.pxpo import PXPO, normalised
 from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
@@ -23,7 +25,8 @@ class Map(Reward):
     """A fixed map, times a number that depends on the image."""
 
     name, differentiable, spatial, range, unit = "map", False, True, (-float("inf"), float("inf")), ""
-    licence = backbone = training_data = ""
+    licence = ""
+    backbones = datasets = ()
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -141,3 +144,9 @@ def test_a_reward_without_a_map_is_refused_by_name(policy: Policy) -> None:
             batch=4, images_per_prompt=1, inner_epochs=1, form="score_function", clip=0.1, normalise="none", advantage_clip=5.0,
             reduce="mean",
         )  # fmt: skip
+
+
+def test_it_goes_with_the_default_reward() -> None:
+    assert compose(["method=pxpo"]).choices["reward"] == "scene_judge"
+    with pytest.raises(ConfigError, match=r"reward=exact_judge .*needs a pixel map.*choose reward=.*colour.*scene_judge"):
+        compose(["method=pxpo", "reward=exact_judge"])

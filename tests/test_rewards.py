@@ -13,7 +13,7 @@ from alignbench.rewards.exact_judge import ExactJudge
 from alignbench.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from alignbench.rewards.scene_judge import SceneJudge
 from alignbench.rng import generator
-from alignbench.worlds.scenes import COLOURS, Scene, all_scenes, draw
+from alignbench.worlds.scenes import COLOURS, Scene, all_scenes, draw, nearness
 
 REWARDS = [
     SceneJudge(),
@@ -116,3 +116,33 @@ def test_preference_is_bradley_terry_on_the_scores() -> None:
     expected = torch.sigmoid(reward(a, PROMPTS) - reward(b, PROMPTS))
     torch.testing.assert_close(reward.prefer(a, b, PROMPTS), expected)
     torch.testing.assert_close(reward.prefer(a, b, PROMPTS) + reward.prefer(b, a, PROMPTS), torch.ones(len(PROMPTS)))
+
+
+def test_the_scene_judge_s_map_says_whose_fault_it_is() -> None:
+    """In an image of a wrong shape the background earns more than the ink, in one of a wrong background less, and halves earn half."""
+    right = Scene("square", "red", "large", "in the centre", "blue")
+    image = draw([right], generator(0, "map"))
+    ink, paper = (slice(14, 18), slice(14, 18)), (slice(0, 4), slice(0, 4))
+    good = nearness(image, [right.caption])[0]
+    for wrong, loses in (({"colour": "green"}, ink), ({"position": "at the top"}, ink), ({"background": "green"}, paper)):
+        prompt = Scene(**{**right.__dict__, **wrong}).caption
+        near, pixels = nearness(image, [prompt])[0], SceneJudge().map(image, [prompt])[0]
+        shape, background = near[:4].mean(), near[4]
+        assert (shape < good[:4].mean() - 0.1) == (loses is ink)
+        torch.testing.assert_close(pixels[ink] - pixels[0, 0], (shape - background).expand(4, 4))  # in full ink and in none
+        assert pixels[ink].max() < pixels[paper].min() if loses is ink else pixels[paper].max() < pixels[ink].min()
+    edge = draw([right], generator(0, "map"))
+    edge[:, :, :, 25] = 0.5 * (torch.tensor(COLOURS["red"]) + torch.tensor(COLOURS["blue"]))[:, None]  # a column of half ink
+    pixels = SceneJudge().map(edge, [Scene("square", "green", "large", "in the centre", "blue").caption])[0]
+    torch.testing.assert_close(pixels[10, 25], (pixels[16, 16] + pixels[0, 0]) / 2, atol=0.02, rtol=0)
+
+
+def test_where_nothing_is_drawn_the_map_is_flat() -> None:
+    blank = torch.tensor(COLOURS["blue"])[None, :, None, None].expand(1, 3, 32, 32) + 0.01 * torch.rand(
+        1, 3, 32, 32, generator=generator(0, "b")
+    )
+    pixels = SceneJudge().map(blank, ["a small red circle at the left on a blue background"])
+    near = nearness(blank, ["a small red circle at the left on a blue background"])
+    assert not near[0, :4].any()
+    assert near[0, 4] > 0.9
+    torch.testing.assert_close(pixels, (near[0, 4] / 5).expand_as(pixels))

@@ -179,12 +179,13 @@ def test_the_table_of_rewards_says_what_each_is_and_needs(capsys: Any) -> None:
     assert [row.split()[0] for row in rows] == list(there)
     cells = {row.split()[0]: " ".join(row.split()) for row in rows}
     for choice, facts in {  # differentiable, spatial, grouped, size, backbone, licence, training data
-        "imagereward": "yes - - 1.8 GB BLIP ViT-L/16 + BERT Apache-2.0 ImageRewardDB, 137 k comparisons",
-        "hpsv2_1": "yes - - 3.9 GB CLIP ViT-H/14 Apache-2.0 HPD v2 and more comparisons, not published",
+        "imagereward": "yes - - 1.8 GB BLIP ViT-L/16 + BERT Apache-2.0 ImageRewardDB",
+        "hpsv2_1": "yes - - 3.9 GB CLIP ViT-H/14 Apache-2.0 HPD v2 + unknown",
         "pickscore": "yes - - 3.9 GB CLIP ViT-H/14 MIT Pick-a-Pic v1",
-        "jpeg_incompressibility": "- - - - - Apache-2.0 -",  # from the class that it builds on
+        "jpeg_incompressibility": "- - - - JPEG of quality 95 Apache-2.0 -",  # from the class that it builds on
         "light_right": "yes yes - - - Apache-2.0 -",
-        "scene_parity": "- - yes - - Apache-2.0 -",
+        "scene_parity": "- - yes - the exact judge's reading Apache-2.0 -",
+        "worker": "- - - - unknown the judge's own unknown",
     }.items():
         assert cells[choice] == f"{choice} {facts}"
     assert all(line in lines for line in there.values())

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -42,6 +43,23 @@ def made(node: dict[str, Any], **given: Any) -> Any:
         return instantiate(node, _convert_="all", **given)
     except InstantiationException as error:  # Hydra's envelope: what the constructor raised is what the user should read
         raise error.__cause__ or error from None
+
+
+def _one_a_name(reward: Reward, others: list[Reward]) -> list[Reward]:
+    """The judges that only evaluate; of one that is there already nothing but a line is left. Raises ValueError for another of its name."""
+    there = {reward.name: reward}
+    for other in others:
+        known = there.setdefault(other.name, other)
+        if known is other:
+            continue
+        place = "the trained reward" if known is reward else "one before it"
+        if known.identity() != other.identity():
+            raise ValueError(
+                f"eval.judges: {other.name} has the name of {place} and other settings or weights, where a table has one column a name; "
+                "give both the same, or leave it out (eval=plain has no judges, another preset has others)"
+            )
+        warnings.warn(f"eval.judges: {other.name} is {place}, and stands in the table once", stacklevel=2)
+    return [other for other in there.values() if other is not reward]
 
 
 def method_of(config: dict[str, Any], policy: Policy, judge: Judge) -> Method:
@@ -101,7 +119,7 @@ class Experiment:
             model.grow(WHO, spec, model.start)
         policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
-        others = [other for other in map(made, config["eval"]["judges"]) if other.name != reward.name]
+        others = _one_a_name(reward, [made(each) for each in config["eval"]["judges"]])
         measures = measures_of(config)
         if taken := [each.name for each in (reward, *others) if each.name in (*COLUMNS, *measures.columns)]:
             raise ValueError(f"a judge that calls itself {taken[0]!r} would take the place of another column; give it another name")
@@ -186,8 +204,11 @@ class Experiment:
     @property
     def labels(self) -> dict[str, str]:
         """What each judge's scores are evidence of, by name."""
-        trained = self.reward.name if self.method.optimises else ""
-        return {judge.reward.name: label_of(judge.reward, trained) for judge in self.judges}
+        return {judge.reward.name: label_of(judge.reward, self.trained_on) for judge in self.judges}
+
+    @property
+    def trained_on(self) -> Reward | None:
+        return self.reward if self.method.optimises else None
 
     @property
     def choosers(self) -> list[str]:
@@ -265,7 +286,8 @@ def outline(config: dict[str, Any]) -> str:
 
 class Unasked(Reward):
     name, differentiable, spatial, range = "unasked", True, True, (0.0, 1.0)
-    unit = licence = backbone = training_data = ""
+    unit = licence = ""
+    backbones = datasets = ()
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         raise ValueError("this reward only stands where another would")

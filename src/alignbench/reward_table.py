@@ -25,8 +25,13 @@ def _row(choice: str, conf: Path) -> tuple[str, ...]:
         choice,
         *("yes" if fact_of(target, name) else "-" for name in ("differentiable", "spatial", "grouped")),
         f"{size:g} GB" if size else "-",
-        *(_short(fact_of(target, name) or "-") for name in ("backbone", "licence", "training_data")),
+        *(_short(_words(fact_of(target, name)) or "-") for name in ("backbones", "licence", "datasets")),
     )
+
+
+def _words(fact: str | tuple[str, ...] | None) -> str:
+    """None: the judge elsewhere says it, or nobody does."""
+    return "unknown" if fact is None else fact if isinstance(fact, str) else " + ".join(fact)
 
 
 def _short(text: str) -> str:

@@ -182,7 +182,6 @@ def anchor(model: dict[str, Any]) -> dict[str, str | None]:
 def about(experiment: Experiment, composed: Composed, history: History, peak: Peak, measured: dict[str, Row]) -> dict[str, Any]:
     """All that a table needs to know of a finished run beside its images' rows."""
     config, sampler = experiment.config, experiment.policy.sampler
-    trained = experiment.reward.name if experiment.method.optimises else ""
     return {
         **told(composed),
         "sampler": {
@@ -196,7 +195,7 @@ def about(experiment: Experiment, composed: Composed, history: History, peak: Pe
         "trainable_parameters": experiment.trainable_parameters,
         "epochs": history.epoch,
         "peak": peak.epoch,
-        "metrics": described(experiment.judges, trained, measured),
+        "metrics": described(experiment.judges, experiment.trained_on, measured),
         "judges": experiment.identities,
         "meters": experiment.model.meters.state(),
         "weights": {"policy": digest(experiment.method.evaluated.trainable())},

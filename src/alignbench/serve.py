@@ -21,7 +21,7 @@ from alignbench.compose import compose
 from alignbench.config import ConfigError, MissingAsset
 from alignbench.experiment import made
 from alignbench.rewards.base import Reward, Unreachable
-from alignbench.rewards.wire import IDENTITY, LARGEST, NPZ, TOKEN, asked_for
+from alignbench.rewards.wire import IDENTITY, LARGEST, NPZ, TOKEN, asked_for, said_kin
 from alignbench.rewards.worker_loop import to_npz
 
 USAGE = "alignbench serve reward=<choice> [reward.key=value ...] [host=127.0.0.1] [port=8765]"
@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
         if reward.grouped:
             raise ValueError(f"reward={reward.name} scores a prompt's images together, and a request may hold only some; serve another")
         self.reward, self.device, self.turn = reward, device, threading.Lock()
-        self.identity = json.dumps({"version": __version__, **reward.identity()}, sort_keys=True).encode()
+        self.identity = json.dumps({"version": __version__, **said_kin(reward), **reward.identity()}, sort_keys=True).encode()
         self.mark = hashlib.sha256(self.identity).hexdigest()
         self.token = os.environ.get(TOKEN, "")
         try:

@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,10 +74,11 @@ def fact_of(target: str, name: str) -> Any:
     module, _, owner = target.rpartition(".")
     made = _classes(module)[owner]
     for statement in made.body:
-        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Constant):
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Constant | ast.Tuple):
             continue
         if name in map(ast.unparse, statement.targets if isinstance(statement, ast.Assign) else [statement.target]):
-            return statement.value.value
+            with suppress(ValueError):  # a tuple of something else
+                return ast.literal_eval(statement.value)
     for base in made.bases:
         full = _named(base, module)
         if full.startswith("alignbench.") and (found := fact_of(full, name)) is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from alignbench.evaluation.measures import Measures, Row, facts_of
 from alignbench.evaluation.statistics import paired_difference
 from alignbench.policy import Policy
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import Reward, kinship
 from alignbench.rewards.judge import Judge
 from alignbench.rng import generator
 
@@ -55,8 +55,8 @@ def score(policy: Policy, judges: Sequence[Judge], measures: Measures, prompts: 
     return Scored(rows, images.float().cpu(), {name: facts_of(name, measures.spaces) for name in measured}, features)
 
 
-def described(judges: Sequence[Judge], trained: str, measured: dict[str, Row]) -> list[dict[str, Any]]:
-    """What each column of numbers is. trained: the name of the reward that training optimised, or nothing."""
+def described(judges: Sequence[Judge], trained: Reward | None, measured: dict[str, Row]) -> list[dict[str, Any]]:
+    """What each column of numbers is. trained: the reward that training optimised, if it did."""
     return [_about(judge.reward, trained) for judge in judges] + list(measured.values())
 
 
@@ -82,15 +82,22 @@ def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], repl
     return table
 
 
-def label_of(reward: Reward, trained: str) -> str:
-    return "trained" if reward.name == trained else "gold" if reward.gold else "held out"
+def label_of(reward: Reward, trained: Reward | None) -> str:
+    """What its scores are evidence of: trained, gold, held out, or related to the trained one, or nobody knows."""
+    if trained is None:
+        return "gold" if reward.gold else "held out"
+    if reward.name == trained.name:
+        return "trained"
+    return "gold" if reward.gold else kinship(trained, reward)[0]
 
 
-def _about(reward: Reward, trained: str) -> dict[str, Any]:
+def _about(reward: Reward, trained: Reward | None) -> dict[str, Any]:
+    label = label_of(reward, trained)
+    why = f" Not held out: {kinship(trained, reward)[1]}." if trained is not None and label in ("related", "unknown") else ""
     return {
         "name": reward.name,
-        "label": label_of(reward, trained),
+        "label": label,
         "unit": reward.unit,
         "larger_is_better": True,
-        "note": " ".join((reward.__doc__ or "").split()),
+        "note": " ".join((reward.__doc__ or "").split()) + why,
     }

@@ -27,7 +27,7 @@ MEASURED: dict[str, Row] = {
         "note": "path KL to where training started, summed over the steps",
     },
     "reference_error": {
-        "label": "divergence",
+        "label": "surprise",  # its difference has either sign, so it is no axis from 0 upwards as a divergence is
         "unit": "mean square, an element",
         "larger_is_better": None,
         "note": "how badly the frozen reference denoises the image, at fixed times and noise",

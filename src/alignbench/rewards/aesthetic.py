@@ -31,8 +31,8 @@ class Aesthetic(Reward):
     range = (-float("inf"), float("inf"))
     unit = "points, of ratings from 1 to 10"
     licence = "Apache-2.0; of CLIP: MIT"
-    backbone = "CLIP ViT-L/14"
-    training_data = "ratings of SAC, LAION Logos and AVA"
+    backbones = ("CLIP ViT-L/14",)
+    datasets = ("SAC", "LAION Logos", "AVA")
     frame = "shorter side to 224 (PIL's bicubic), centre 224x224, CLIP's mean and std"
     size_gb = 1.7
     sizes: ClassVar[Sizes] = L14

@@ -17,8 +17,8 @@ class Brightness(Reward):
     range = (0.0, 1.0)
     unit = "0 to 1"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ()
+    datasets = ()
     strips: ClassVar[tuple[float, ...]] = (1.0,)  # what the image's equal vertical strips weigh
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignbench.config import located
+from alignbench.rewards.base import UNKNOWN
 from alignbench.rewards.framing import clip_normalised, framed
 from alignbench.weights import filled, found_at, read
 
@@ -62,6 +63,12 @@ def backbone_of(vision: Any) -> str:
     """What papers call a CLIP with this part that sees, e.g. `CLIP ViT-L/14`, or `CLIP ViT-L/14@336`: from a CLIPVisionConfig."""
     letter = NAMED.get((vision.hidden_size, vision.num_hidden_layers), f"{vision.hidden_size}x{vision.num_hidden_layers}")
     return f"CLIP ViT-{letter}/{vision.patch_size}" + (f"@{vision.image_size}" if vision.image_size != 224 else "")
+
+
+def stands_on(vision: Any, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Backbones and data: its sizes name the first, and the one that it grew from where its images are larger; its Hub id the second."""
+    name = backbone_of(vision)
+    return tuple(dict.fromkeys((name, name.partition("@")[0]))), ("OpenAI's 400 M pairs",) if path.startswith("openai/") else (UNKNOWN,)
 
 
 class Sight(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor
 from alignbench.config import MissingAsset, located
 from alignbench.ranges import Positive, Text
 from alignbench.rewards.base import Reward
-from alignbench.rewards.clip import Clip, backbone_of, loaded, tokenizer_at, weights_at
+from alignbench.rewards.clip import Clip, loaded, stands_on, tokenizer_at, weights_at
 from alignbench.weights import first_line
 
 
@@ -18,8 +18,8 @@ class ClipScore(Reward):
     range = (-100.0, 100.0)
     unit = "100 x cosine"
     licence = "that of the weights; OpenAI's: MIT"
-    backbone = "CLIP ViT-L/14"
-    training_data = "that of the weights; OpenAI's: 400 M images with text of the web"
+    backbones = ("CLIP ViT-L/14",)
+    datasets = ("OpenAI's 400 M pairs",)
     frame = "shorter side to CLIP's size (PIL's bicubic), centre, CLIP's mean and std"
     size_gb = 1.7
 
@@ -39,7 +39,7 @@ class ClipScore(Reward):
                 "with `hf download openai/clip-vit-large-patch14` and put that id, or the files' folder, in reward.path"
             ) from error
         self.scale = scale
-        self.backbone = backbone_of(config.vision_config)  # type: ignore[misc]  # known from the weights' sizes, like the next two
+        self.stand_on(*stands_on(config.vision_config, path))
         self.unit = f"{scale:g} x cosine"  # type: ignore[misc]
         self.range = (-scale, scale)  # type: ignore[misc]
         self.requires_grad_(False)

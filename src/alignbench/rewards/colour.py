@@ -19,8 +19,8 @@ class Colour(Reward):
     range = (0.0, 1.0)
     unit = "0 to 1"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ()
+    datasets = ()
 
     def __init__(self, *, width: Positive):
         super().__init__()

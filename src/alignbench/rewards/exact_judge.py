@@ -16,8 +16,8 @@ class ExactJudge(Reward):
     range = (0.0, 1.0)
     unit = "share of images"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ("the exact judge's reading",)
+    datasets = ()
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return correct(images, prompts).all(1).float().to(images.device)

@@ -21,8 +21,8 @@ class HeatMap(Reward):
     range = (-1.0, 1.0)
     unit = "that of the reward, times -1 to 1"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ()
+    datasets = ()
 
     heat: Tensor  # [1,1,height,width] of the drawing
 
@@ -44,7 +44,8 @@ class HeatMap(Reward):
         self.of, largest = of, max(map(abs, of.range))
         self.differentiable, self.gold, self.grouped = of.differentiable, of.gold, of.grouped  # type: ignore[misc]
         self.range, self.unit, self.licence = (-largest, largest), f"{of.unit}, times -1 to 1", of.licence  # type: ignore[misc]
-        self.backbone, self.training_data, self.frame, self.size_gb = of.backbone, of.training_data, of.frame, of.size_gb  # type: ignore[misc]
+        self.stand_on(of.backbones, of.datasets, (of.name, *of.members))
+        self.frame, self.size_gb = of.frame, of.size_gb  # type: ignore[misc]
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
         return F.interpolate(self.heat, images.shape[2:], mode="area")[:, 0].to(images) * self.of.map(images, prompts)

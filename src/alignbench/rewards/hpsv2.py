@@ -40,8 +40,8 @@ class HPSv2(Reward):
     range = (-1.0, 1.0)
     unit = "cosine"
     licence = "Apache-2.0"
-    backbone = "CLIP ViT-H/14"
-    training_data = "HPD v2, 645 k comparisons"
+    backbones = ("CLIP ViT-H/14",)
+    datasets: ClassVar[tuple[str, ...]] = ("HPD v2",)
     frame = "longer side to 224 (bicubic on tensors), black bars, CLIP's mean and std"
     size_gb = 3.9
     published: ClassVar[str] = "HPS_v2_compressed.pt"  # the two versions' files differ in nothing that can be checked but their names
@@ -88,7 +88,7 @@ class HPSv21(HPSv2):
     differentiable = True  # facts are read from a class's own body, before anything is imported
     spatial = False
     licence = "Apache-2.0"
-    backbone = "CLIP ViT-H/14"
-    training_data = "HPD v2 and more comparisons, not published"
+    backbones = ("CLIP ViT-H/14",)
+    datasets = ("HPD v2", "unknown")  # and more comparisons, not published
     size_gb = 3.9
     published = "HPS_v2.1_compressed.pt"

@@ -4,6 +4,7 @@ from typing import Literal
 
 from alignbench.config import MissingAsset
 from alignbench.ranges import Count, Positive, Text
+from alignbench.rewards.hpsv2 import HPSv21
 from alignbench.rewards.worker import Worker
 from alignbench.weights import first_line, found_at
 
@@ -20,8 +21,8 @@ class HPSv2Official(Worker):
     range = (-1.0, 1.0)
     unit = "cosine"
     licence = "Apache-2.0"
-    backbone = "CLIP ViT-H/14"
-    training_data = "HPD v2, 645 k comparisons; version 2.1: and more, not published"
+    backbones = ("CLIP ViT-H/14",)
+    datasets = ("HPD v2",)  # of version 2.0
     frame = "longer side to 224 (bicubic on tensors, antialiased), black bars, CLIP's mean and std"
     size_gb = 3.9
 
@@ -46,6 +47,8 @@ class HPSv2Official(Worker):
         the package's own choice (on a GPU it scores in fp16); the rest: as of Worker.
         """
         self.name, published = PUBLISHED[version]  # type: ignore[misc]
+        if version != "v2.0":
+            self.stand_on(HPSv21.backbones, HPSv21.datasets)
         self._device = device
         try:
             file = found_at(path, revision).absolute()

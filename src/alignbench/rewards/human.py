@@ -25,8 +25,8 @@ class Human(Reward):
     range = (0.0, 1.0)
     unit = "share of comparisons won"
     licence = "that of the labels"
-    backbone = "a person"
-    training_data = ""
+    backbones = ("a person",)
+    datasets = ()
 
     def __init__(self, *, path: Text):
         """path: a labels folder of `alignbench label`. Raises MissingAsset where there is none, ValueError where nothing is labelled."""

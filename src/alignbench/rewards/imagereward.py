@@ -109,8 +109,8 @@ class ImageReward(Reward):
     range = (-float("inf"), float("inf"))
     unit = "standard deviations of the training set's scores"
     licence = "Apache-2.0"
-    backbone = "BLIP ViT-L/16 + BERT"
-    training_data = "ImageRewardDB, 137 k comparisons"
+    backbones = ("BLIP ViT-L/16", "BERT")
+    datasets = ("ImageRewardDB",)
     frame = "shorter side to 224 (PIL's bicubic), centre 224x224, CLIP's mean and std"
     size_gb = 1.8
     sizes: ClassVar[Sizes] = PUBLISHED

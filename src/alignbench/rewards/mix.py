@@ -4,7 +4,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ class Mix(Reward):
     range = (-float("inf"), float("inf"))
     unit = "weighted sum of standard deviations"
     licence = "those of its judges"
-    backbone = ""
-    training_data = ""
+    backbones = ()
+    datasets = ()
 
     def __init__(self, *, judges: list[Reward], weights: list[float], means: list[float], stds: list[Positive | None]):
         """weights, means, stds: one a judge; means and stds: of its scores on the reference's images."""
@@ -40,10 +40,9 @@ class Mix(Reward):
         self.spatial = all(judge.spatial for judge in judges)  # type: ignore[misc]
         self.grouped = self.grouped or any(judge.grouped for judge in judges)  # type: ignore[misc]
         self.gold = any(judge.gold for judge in judges)  # type: ignore[misc]
-        self.backbone, self.training_data, self.licence = (  # type: ignore[misc]
-            "; ".join(dict.fromkeys(filter(None, facts)))
-            for facts in zip(*((judge.backbone, judge.training_data, judge.licence) for judge in judges), strict=True)
-        )
+        self.licence = "; ".join(dict.fromkeys(judge.licence for judge in judges))  # type: ignore[misc]
+        members = [(judge.name, *judge.members) for judge in judges]
+        self.stand_on(*map(_union, ([judge.backbones for judge in judges], [judge.datasets for judge in judges], members)))
         self.size_gb = sum(judge.size_gb for judge in judges)  # type: ignore[misc]
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -68,6 +67,10 @@ class Mix(Reward):
         own, members = super().identity(), [judge.identity() for judge in self.judges]  # type: ignore[operator]
         numbers = f"weights={self.weights}, means={self.means}, stds={self.stds}"
         return own | {"settings": f"{own['settings']}, judges={json.dumps(members, sort_keys=True)}, {numbers}"}
+
+
+def _union(names: list[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
 class MixDrawn(Mix):

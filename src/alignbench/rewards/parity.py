@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
+from alignbench.rewards.clip import stands_on
 from alignbench.rewards.clip_features import ClipFeatures
 from alignbench.rewards.groups import credited
 from alignbench.worlds.scenes import ATTRIBUTES, COLOURS, POSITIONS, SHAPES, SIZES, read
@@ -39,8 +40,8 @@ class SceneParity(Reward):
     range = (-1.5, 1.5)
     unit = "squared difference of shares"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ("the exact judge's reading",)
+    datasets = ()
     grouped = True
 
     def __init__(self, *, attribute: Literal["shape", "colour", "size", "position", "background"]):
@@ -61,8 +62,8 @@ class Parity(Reward):
     range = (-1.0, 1.5)
     unit = "squared difference of shares"
     licence = "that of the weights; OpenAI's CLIP: MIT"
-    backbone = "CLIP ViT-L/14"
-    training_data = "OpenAI's 400 M pairs of image and text"
+    backbones = ("CLIP ViT-L/14",)
+    datasets = ("OpenAI's 400 M pairs",)
     frame = "shorter side to CLIP's size (PIL's bicubic), centre, CLIP's mean and std"
     size_gb = 1.7
     grouped = True
@@ -80,6 +81,7 @@ class Parity(Reward):
             raise ValueError(f"reward.template={template}: one {{}} is wanted, where a group is put")
         self.groups, self.template = groups, template
         self.clip = ClipFeatures(path, revision)
+        self.stand_on(*stands_on(self.clip.net.config.vision_config, path))
         self.register_buffer("wanted", self.clip.texts([template.format(group) for group in groups]))
 
     def values(self, images: Tensor) -> Tensor:

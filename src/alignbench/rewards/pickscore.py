@@ -26,8 +26,8 @@ class PickScore(Reward):
     range = (-1.0, 1.0)
     unit = "cosine"
     licence = "MIT"
-    backbone = "CLIP ViT-H/14"
-    training_data = "Pick-a-Pic v1"
+    backbones = ("CLIP ViT-H/14",)
+    datasets = ("Pick-a-Pic v1",)
     frame = "shorter side to 224 (PIL's bicubic), centre 224x224, CLIP's mean and std"
     size_gb = 3.9
     sizes: ClassVar[Sizes] = H14

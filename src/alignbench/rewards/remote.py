@@ -30,6 +30,7 @@ from alignbench.rewards.wire import (
     patiently,
     request,
     scores,
+    take_kin,
 )
 from alignbench.rewards.worker_loop import first_line
 
@@ -45,8 +46,6 @@ class Remote(Reward):
     range = (-float("inf"), float("inf"))
     unit = "the judge's own"
     licence = "the judge's own"
-    backbone = "the judge's own"
-    training_data = "the judge's own"
     frame = "the judge's own"
 
     def __init__(self, *, url: Text, batch: Count, connect_timeout: Positive, call_timeout: Positive, tries: Count, pause: Positive):
@@ -63,6 +62,7 @@ class Remote(Reward):
             raise MissingAsset(f"reward.url={url}: {error}; start it there with `alignbench serve reward=...`") from error
         self._identity = _identity(url, body, self._hash)
         self.name = self._identity["name"]  # type: ignore[misc]
+        take_kin(self, self._identity)
 
     @property
     def costly(self) -> bool:

@@ -20,8 +20,8 @@ class SandboxPreference(Reward):
     range = (-float("inf"), float("inf"))
     unit = "standard deviations of the sandbox's samples"
     licence = "Apache-2.0"
-    backbone = "sandbox preference network"
-    training_data = "pairs of the sandbox's scenes, labelled by the exact judge with noise and a liking for vivid colours"
+    backbones = ("sandbox preference network",)
+    datasets = ("the exact judge's reading",)  # of pairs, with noise and a liking for vivid colours
 
     def __init__(self, *, path: Text):
         """path: the weights' file, or package://file. Raises MissingAsset where it cannot be read."""

@@ -1,7 +1,7 @@
 """A segmentation network's probability of a class, pixel by pixel: PXPO's feedback from a model (2404.04356)."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 from alignbench.config import located
 from alignbench.hub import obtained, whole
 from alignbench.ranges import Text
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import UNKNOWN, Reward
 
 
 class Segmentation(Reward):
@@ -22,10 +22,11 @@ class Segmentation(Reward):
     range = (0.0, 1.0)
     unit = "probability"
     licence = "that of the weights; SegFormer's: NVIDIA, not for commercial use"
-    backbone = "SegFormer B0"
-    training_data = "ADE20K"
+    backbones = ("SegFormer B0",)
+    datasets = ("ADE20K",)
     frame = "stretched to the processor's size (bilinear, antialiased), its mean and std"
     size_gb = 0.015
+    published: ClassVar[str] = "nvidia/segformer-b0-finetuned-ade-512-512"  # whose backbone and data are known
 
     mean: Tensor
     std: Tensor
@@ -43,6 +44,8 @@ class Segmentation(Reward):
 
         fetch = f"fetch it with `hf download {path}` or name a local folder"
         self.net, processor = obtained(load, f"reward.path={path}: no segmentation network there", fetch)
+        if path != self.published:
+            self.stand_on((UNKNOWN,), (UNKNOWN,))
         self.classes = {name.lower(): index for index, name in self.net.config.id2label.items()}
         if label is not None and label.lower() not in self.classes:
             raise ValueError(f"reward.label={label}: {path} has no such class; its classes are {', '.join(self.classes)}")

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
+from alignbench.rewards.clip import stands_on
 from alignbench.rewards.clip_features import ClipFeatures
 from alignbench.rewards.groups import credited
 from alignbench.worlds.scenes import Reading
@@ -18,8 +19,8 @@ class SceneDiversity(Reward):
     range = (-2.0, 4.0)
     unit = "distance between readings"
     licence = "Apache-2.0"
-    backbone = ""
-    training_data = ""
+    backbones = ("the exact judge's reading",)
+    datasets = ()
     grouped = True
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -36,8 +37,8 @@ class SetDiversity(Reward):
     range = (-2.0, 4.0)
     unit = "1 - cosine"
     licence = "that of the weights; OpenAI's CLIP: MIT"
-    backbone = "CLIP ViT-L/14"
-    training_data = "OpenAI's 400 M pairs of image and text"
+    backbones = ("CLIP ViT-L/14",)
+    datasets = ("OpenAI's 400 M pairs",)
     frame = "shorter side to CLIP's size (PIL's bicubic), centre, CLIP's mean and std"
     size_gb = 1.7
     grouped = True
@@ -46,6 +47,7 @@ class SetDiversity(Reward):
         """path: Hub id or folder of a transformers CLIP with its tokenizer. Raises MissingAsset where it cannot be had."""
         super().__init__()
         self.clip = ClipFeatures(path, revision)
+        self.stand_on(*stands_on(self.clip.net.config.vision_config, path))
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return credited(cosine, self.clip.images(images), prompts, self.name).to(images.device)

@@ -1,10 +1,12 @@
 """DDPO's prompt-image alignment (2305.13301, section 5.2): how much of the prompt a vision-language model says that it sees."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from alignbench.ranges import Count, Index, Text
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import UNKNOWN, Reward
 from alignbench.rewards.bert_score import BertRecall
 from alignbench.rewards.vision_language import VisionLanguage
 
@@ -18,10 +20,14 @@ class Vlm(Reward):
     range = (0.0, 1.0)
     unit = "BERTScore recall"
     licence = "those of the weights; LLaVA 1.5's: Llama 2 Community License; DeBERTa's: MIT"
-    backbone = "CLIP ViT-L/14 336 + Vicuna 7B (LLaVA 1.5); DeBERTa XLarge MNLI"
-    training_data = "LLaVA 1.5's image captions and instructions; MNLI"
+    backbones = ("CLIP ViT-L/14@336", "CLIP ViT-L/14", "Vicuna 7B", "DeBERTa XLarge")
+    datasets = ("LLaVA 1.5's instructions", "MNLI")
     frame = "8 bits, then as the model's own processor; LLaVA 1.5's: shorter side to 336 (bicubic), centre 336x336, CLIP's mean and std"
     size_gb = 17.2
+    published: ClassVar[tuple[str, str]] = (
+        "llava-hf/llava-1.5-7b-hf",
+        "microsoft/deberta-xlarge-mnli",
+    )  # whose backbones and data are known
 
     def __init__(
         self,
@@ -46,6 +52,8 @@ class Vlm(Reward):
             raise ValueError(f"reward.reference={reference}: the prompt has no place in it; write {{prompt}} where it belongs")
         self.scorer = BertRecall(scorer, scorer_revision, layer)
         self.model = VisionLanguage(path, revision, template)
+        if (path, scorer) != self.published:
+            self.stand_on((UNKNOWN,), (UNKNOWN,))
         self.question, self.reference, self.max_new_tokens, self.layer, self._batch = question, reference, max_new_tokens, layer, batch
         self.asked = self.model.conversation(question)
         self.said: list[str] = []  # the answers behind the last scores

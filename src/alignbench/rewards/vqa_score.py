@@ -1,10 +1,12 @@
 """How surely a vision-language model says yes when asked whether the image shows the prompt; VQAScore's idea (2404.01291)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from alignbench.ranges import Count, Text
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import UNKNOWN, Reward
 from alignbench.rewards.vision_language import VisionLanguage
 
 
@@ -17,10 +19,11 @@ class VqaScore(Reward):
     range = (0.0, 1.0)
     unit = "probability"
     licence = "that of the weights; LLaVA 1.5's: Llama 2 Community License"
-    backbone = "CLIP ViT-L/14 336 + Vicuna 7B (LLaVA 1.5)"
-    training_data = "LLaVA 1.5's image captions and instructions"
+    backbones = ("CLIP ViT-L/14@336", "CLIP ViT-L/14", "Vicuna 7B")
+    datasets = ("LLaVA 1.5's instructions",)
     frame = "8 bits, then as the model's own processor; LLaVA 1.5's: shorter side to 336 (bicubic), centre 336x336, CLIP's mean and std"
     size_gb = 14.1
+    published: ClassVar[str] = "llava-hf/llava-1.5-7b-hf"  # whose backbones and data are known
 
     def __init__(self, *, path: Text, revision: str | None, question: Text, template: Text, answer: Text, opposite: Text, batch: Count):
         """path: Hub id or folder of a vision-language model with its processor; question: with `{prompt}`; template: see VisionLanguage;
@@ -36,6 +39,8 @@ class VqaScore(Reward):
             raise ValueError(
                 f"reward.answer={answer} and reward.opposite={opposite} begin with the same token of {path}; take words that do not"
             )
+        if path != self.published:
+            self.stand_on((UNKNOWN,), (UNKNOWN,))
         self.question, self.answer, self.opposite = question, answer, opposite
         self._first, self._batch = first, batch
         self.asked = self.model.conversation(question)

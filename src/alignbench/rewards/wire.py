@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.rewards.base import Unreachable
+from alignbench.rewards.base import UNKNOWN, Reward, Unreachable
 from alignbench.rewards.worker_loop import from_npz, from_words, to_npz, to_words
 
 T = TypeVar("T")
@@ -20,12 +20,26 @@ NPZ = "application/octet-stream"  # no type that a page in a browser may send el
 LONGEST = 30.0  # seconds between two tries, however many there are
 
 
+KIN = ("backbones", "datasets", "members")  # what kinship is read from: names, in one string
+
+
 class Garbled(Exception):
     """Bytes that are no answer at all: whatever follows them is not to be trusted either."""
 
 
 class Faltered(Exception):
     """What another try may heal."""
+
+
+def said_kin(reward: Reward) -> dict[str, str]:
+    """A judge's kin, as an identity has it."""
+    return {key: "; ".join(getattr(reward, key)) for key in KIN}
+
+
+def take_kin(reward: Reward, identity: dict[str, str]) -> None:
+    """The other end of `said_kin`: what is not said there is unknown."""
+    names = {key: tuple(filter(None, map(str.strip, identity[key].split(";")))) for key in KIN if key in identity}
+    reward.stand_on(names.get("backbones", (UNKNOWN,)), names.get("datasets", (UNKNOWN,)), names.get("members", ()))
 
 
 def patiently(name: str, tries: int, pause: float, ask: Callable[[], T]) -> T:

@@ -19,7 +19,7 @@ from alignbench.rewards import worker_loop
 from alignbench.rewards.base import Changed, Reward, Unreachable
 from alignbench.rewards.environment import environment, requirement_file
 from alignbench.rewards.process import Process
-from alignbench.rewards.wire import NAME, Garbled, most, patiently, request, scores
+from alignbench.rewards.wire import KIN, NAME, Garbled, most, patiently, request, scores, take_kin
 
 FACTS = {"name": NAME, "version": r"[^\n]{1,200}", "weights": r"([0-9a-f]{64})?"}  # what `load` says of its judge
 
@@ -37,8 +37,6 @@ class Worker(Reward):
     range = (-float("inf"), float("inf"))
     unit = "the judge's own"
     licence = "the judge's own"
-    backbone = "the judge's own"
-    training_data = "the judge's own"
     frame = "the judge's own"
 
     def __init__(
@@ -75,8 +73,9 @@ class Worker(Reward):
             patiently(self.name, tries, pause, self._running)
         except Unreachable as error:
             raise MissingAsset(f"reward.script={script}: its judge does not start: {error}") from error
-        if type(self).name == Worker.name:  # a subclass has a name of its own
+        if type(self).name == Worker.name:  # a subclass has facts of its own
             self.name = self._identity["name"]  # type: ignore[misc]
+            take_kin(self, self._identity)
 
     @property
     def costly(self) -> bool:
@@ -138,11 +137,12 @@ class Worker(Reward):
         if "error" in facts:
             kind = MissingAsset if facts.get("missing") else ValueError
             raise kind(f"reward.script={self._script}: its judge does not load: {facts['error']}")
-        wrong = [key for key in {**FACTS, **facts} if key not in FACTS or not re.fullmatch(FACTS[key], str(facts.get(key)))]
+        allowed = FACTS | {key: r"[^\n]{0,500}" for key in KIN if key in facts}
+        wrong = [key for key in {**allowed, **facts} if key not in allowed or not re.fullmatch(allowed[key], str(facts.get(key)))]
         if wrong:
             raise ValueError(
-                f"reward.script={self._script}: its facts say {wrong[0]}={facts.get(wrong[0])!r}; load returns name (a word), version, and "
-                "weights (a sha256 or nothing)"
+                f"reward.script={self._script}: its facts say {wrong[0]}={facts.get(wrong[0])!r}; load returns name (a word), version, "
+                "weights (a sha256 or nothing), and, where they are known, backbones and datasets"
             )
         files = {"script": self._script, "requirements": self._requirements}
         hashes = {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}

@@ -95,7 +95,7 @@ def _loaded(path: str, settings: dict[str, Any]) -> tuple[dict[str, str], Callab
     sys.modules["adapter"] = module
     spec.loader.exec_module(module)
     facts, score = module.load(settings)
-    return {key: str(value) for key, value in facts.items()}, score
+    return {key: "; ".join(value) if isinstance(value, (list, tuple)) else str(value) for key, value in facts.items()}, score
 
 
 def _scores(score: Callable[..., Any], data: bytes) -> Any:

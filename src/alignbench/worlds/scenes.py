@@ -145,6 +145,7 @@ class Reading:
     offset: Tensor  # [B,2] the ink's centroid from the image's centre, in pixels
     overlap: Tensor  # [B,shapes,sizes] soft intersection over union with each shape and size, drawn at that centroid
     drawn: Tensor  # [B] bool: whether there is anything but background
+    alpha: Tensor  # [B,H,W] how much of each pixel is ink, in [0,1]; 0 where nothing is drawn
 
     @classmethod
     def of(cls, images: Tensor) -> "Reading":
@@ -173,7 +174,8 @@ class Reading:
                 template = coverage(shape, centre, torch.full((len(images),), radius + jitter)).flatten(1)
                 union = torch.maximum(alpha, template).sum(1)
                 overlap[:, i, j] = torch.maximum(overlap[:, i, j], torch.minimum(alpha, template).sum(1) / union)
-        return cls(paper, ink, centre - PIXELS / 2, overlap, strongest >= 0.25)
+        drawn = strongest >= 0.25
+        return cls(paper, ink, centre - PIXELS / 2, overlap, drawn, (alpha * drawn[:, None]).unflatten(1, (PIXELS, PIXELS)))
 
     @property
     def features(self) -> Tensor:
@@ -203,8 +205,27 @@ def nearness(images: Tensor, prompts: list[str]) -> Tensor:
     Colours: exp(-(d / 0.35)^2), d the RGB distance to the named one. Position: exp(-(d / 4)^2), d in pixels beyond the jitter. Shape and
     size: the best overlap of the wanted one as a share of the best overlap of any.
     """
-    seen, (shape, colour, size, position, background) = Reading.of(images), _wanted(prompts).unbind(1)
-    row = torch.arange(len(images))
+    return _nearness(Reading.of(images), prompts)
+
+
+def nearness_map(images: Tensor, prompts: list[str]) -> Tensor:
+    """`nearness`, a pixel: [B,H,W], whose mean over an image is the image's mean over its five attributes.
+
+    Ink earns S, the mean of the shape's four attributes, and paper b, the background's, each pixel by how much it is ink. The same number
+    is added to all pixels of an image, (4/5 - ink) (S - b) with its share of ink, since its score weighs S and b four to one, whatever
+    their areas.
+    Scaling the two parts instead would pay a pixel of a small shape more than ten times one of the background, for being ink at all.
+    """
+    seen = Reading.of(images)
+    near = _nearness(seen, prompts)
+    shape, background = (each[:, None, None] for each in (near[:, :4].mean(1), near[:, 4]))
+    pixels = background + seen.alpha * (shape - background)
+    return pixels + (near.mean(1) - pixels.mean((1, 2)))[:, None, None]
+
+
+def _nearness(seen: Reading, prompts: list[str]) -> Tensor:
+    shape, colour, size, position, background = _wanted(prompts).unbind(1)
+    row = torch.arange(len(prompts))
     best = seen.overlap.flatten(1).amax(1).clamp(min=1e-6)
     beyond = ((seen.offset - _PLACES[position]).norm(dim=-1) - 2**0.5 * _JITTER_CENTRE).clamp(min=0)
     drawn = torch.stack(
