@@ -19,6 +19,7 @@ HELD_OUT = {
     "held out": "a reward that training never saw",
     "gold": "the truth that the trained reward stands for; training never saw it",
     "divergence": "how far from where training started",
+    "surprise": "how hard the images are to denoise for the frozen reference",
     "diversity": "how different the images of one prompt are",
 }
 
