@@ -310,7 +310,12 @@ def _identity(config: dict) -> dict:
 
 def _hash(identity: dict) -> str:
     named = [(key, value) for key, value in _leaves(identity) if key.endswith(FILES) and isinstance(value, str)]
-    assets = {key: _digest(_asset(key, value)) for key, value in named}
+    assets = {}
+    for key, value in named:
+        try:
+            assets[key] = _digest(_asset(key, value))
+        except OSError as error:  # a name that is too long, a file that may not be read
+            raise ConfigError(f"{key}={short(value)[1:-1]}: cannot be read ({error.strerror or error}); name another file") from None
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -172,7 +172,7 @@ def dataset(config: dict[str, Any]) -> Row:
     except (MissingAsset, ValueError, OSError) as error:
         return Row("dataset", "missing", one_line(error), "dataset=<another> (`alignbench ls dataset`)")
     if config["epochs"] and not counts["train"]:
-        return Row("dataset", "missing", "the train split is empty and the method trains", "method=reference, or shares with some for train")
+        return Row("dataset", "missing", "the train split is empty and the method trains", "dataset.shares with some for train")
     for split, key in (("validation", "validation_prompts"), ("test", "prompts")):
         if config["eval"][key] > counts[split] and (config["epochs"] or split == "test"):
             what = f"eval.{key}={config['eval'][key]}, but the {split} split has {counts[split]} prompts"

@@ -27,7 +27,9 @@ def too_few(prompts: Prompts, options: dict[str, Any], trains: bool) -> str:
 
 
 def draw(prompts: list[str], count: int, each: int, order: Generator) -> list[str]:
-    """`count` prompts with replacement, each repeated `each` times in a row."""
+    """`count` prompts with replacement, each repeated `each` times in a row. Raises ValueError where there are no prompts."""
+    if not prompts:
+        raise ValueError("there are no prompts to draw from: the train split is empty")
     picked = torch.randint(len(prompts), (count,), generator=order).tolist()
     return [prompts[index] for index in picked for _ in range(each)]
 

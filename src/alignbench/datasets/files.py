@@ -36,15 +36,17 @@ class Table:
     def words(self, column: str) -> list[str]:
         """The column's cells. Raises ConfigError where one is missing, blank, too long or no text."""
         self.need(column)
-        return [self._word(number, column, row) for number, row in enumerate(self.rows, 1)]
+        return [self.word(number, column) for number in range(1, len(self.rows) + 1)]
 
-    def _word(self, number: int, column: str, row: dict[str, Any]) -> str:
+    def word(self, number: int, column: str) -> str:
+        """One of them."""
+        row = self.rows[number - 1]
         cell = row.get(column)
         if cell is None:
             near = "" if column in row else f"; {nearest(column, row)}"
             raise self.wrong(number, f"no {column}{near or '; give it one, or take the row out'}")
         if not isinstance(cell, str):
-            raise self.wrong(number, f"{column} is text, not {short(cell)}")
+            raise self.wrong(number, f"{column} must be words, not {short(cell)}")
         if not cell.strip():
             raise self.wrong(number, f"{column} is blank; fill it, or take the row out")
         if len(cell) > LONGEST_CELL:
@@ -77,6 +79,8 @@ def read(file: Path, called: str, wanted: Collection[str] | None = None) -> Tabl
     try:
         if file.is_dir():
             raise ConfigError(f"{called}: a folder; name a file in it")
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{called}: a pipe or a device, which is not read; write it to a file")
         if kind is None:
             raise ConfigError(f"{called}: files that end in {short(file.suffix)} are not read; there is {', '.join(KINDS)}")
         table = _parquet(file, called, wanted) if kind is _parquet else kind(file.read_bytes(), called)
