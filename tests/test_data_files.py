@@ -13,7 +13,8 @@ import pytest
 
 from alignbench.__main__ import main
 from alignbench.config import ConfigError
-from alignbench.datasets.files import LONGEST_CELL, LONGEST_LINE, Table, read
+from alignbench.datasets.files import LONGEST_LINE, read
+from alignbench.datasets.table import LONGEST_CELL, Table
 
 ODD = [  # what a careless reader splits, strips, joins or loses
     "a cat",

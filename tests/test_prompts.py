@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import MORE, yaml_of
+from hatchling.builders.wheel import WheelBuilder
 
 from alignbench.__main__ import main
 from alignbench.compose import compose
@@ -256,6 +257,13 @@ def test_every_shipped_list_is_one_of_a_choice_and_has_its_terms() -> None:
     assert card.count("Permission is hereby granted") == 1  # the terms of MIT go with the lists
     assert "Copyright (c) 2023 Kevin Black" in card
     assert "Copyright (c) 2023 Dhruba Ghosh" in card
+
+
+def test_the_wheel_has_the_lists_and_their_terms() -> None:
+    builder = WheelBuilder(str(DOCS.parents[1]))
+    packed = {each.distribution_path for each in builder.recurse_included_files()}
+    assert {f"alignbench/datasets/lists/{path.name}" for path in LISTS.iterdir()} <= packed
+    assert {f"alignbench/conf/dataset/{choice}.yaml" for choice in NAMES} <= packed
 
 
 def test_animals_are_ddpo_s_and_the_grid_is_all_of_them_with_each_activity() -> None:

@@ -4,8 +4,9 @@ import shlex
 from pathlib import Path, PurePosixPath
 
 from alignbench.config import ConfigError, MissingAsset
-from alignbench.datasets.files import Table, read
+from alignbench.datasets.files import read
 from alignbench.datasets.splits import Repeated, Shares, entries, parted
+from alignbench.datasets.table import Table
 from alignbench.ranges import Text, Texts
 
 FILE = "file"  # a column that every row has: the name of its file without the ending, where the file has no column of that name

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from alignbench.config import ConfigError
-from alignbench.datasets.files import Table, short
+from alignbench.datasets.table import Table, short
 from alignbench.ranges import Fraction
 
 Split = Literal["train", "validation", "test"]
