@@ -31,7 +31,7 @@ OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
 # ends of keys whose files count in a run's identity by what is in them
-FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer")
+FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".train", ".validation", ".test")
 FACT_KEYS = ("method.track", "model.tracks")
 
 
@@ -312,7 +312,12 @@ def _identity(config: dict) -> dict:
 
 def _hash(identity: dict) -> str:
     named = [(key, value) for key, value in _leaves(identity) if key.endswith(FILES) and isinstance(value, str)]
-    assets = {key: _digest(_asset(key, value)) for key, value in named}
+    assets = {}
+    for key, value in named:
+        try:
+            assets[key] = _digest(_asset(key, value))
+        except OSError as error:  # a name that is too long, a file that may not be read
+            raise ConfigError(f"{key}={short(value)[1:-1]}: cannot be read ({error.strerror or error}); name another file") from None
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
