@@ -123,7 +123,8 @@ class Experiment:
         policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
         others = _one_a_name(reward, [made(each) for each in config["eval"]["judges"]])
-        measures = measures_of(config)
+        with torch.random.fork_rng(devices=[]):  # a network that is made and then filled draws: training must not feel what is measured
+            measures = measures_of(config)
         if taken := [each.name for each in (reward, *others) if each.name in (*COLUMNS, *measures.columns)]:
             raise ValueError(f"a judge that calls itself {taken[0]!r} would take the place of another column; give it another name")
         told = {"seed": config["seed"], "epoch": 0}

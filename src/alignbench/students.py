@@ -21,7 +21,7 @@ from alignbench.samplers.ddim import DDIM
 from alignbench.worlds.sandbox import GUIDANCE, STEPS
 from alignbench.worlds.scenes import correct
 
-IMAGES = 504
+IMAGES = 504  # at most: a prompt each
 
 
 @torch.no_grad()
