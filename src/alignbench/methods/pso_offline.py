@@ -1,6 +1,5 @@
 """PSO, offline: given pictures against the distilled model's own samples, at its distilled time steps (2410.03190)."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,18 +11,7 @@ from alignbench.methods.base import Method, Metrics
 from alignbench.ranges import Count, NonNegative, Positive
 from alignbench.rng import Draws, normal
 from alignbench.schedule import Draw, Steps
-from alignbench.tables import Noised, Table
-
-
-@dataclass(frozen=True)
-class NoisedPair(Table):
-    """A picture and a sample for its prompt under one noise at one time."""
-
-    win: Noised
-    lose: Noised
-
-    def __len__(self) -> int:
-        return len(self.win)
+from alignbench.tables import Noised, NoisedPair
 
 
 class PSOOffline(Method):
