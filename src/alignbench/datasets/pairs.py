@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,36 +21,41 @@ class Pairs(Protocol):
         """With replacement: preferred images [count,3,H,W] in [0,1], the others, their prompts, and weights [count], 0 for ties."""
 
 
+class Groups:
+    """Row groups of parquet files, of which no less can be read: the last one is kept, for both images of a pair."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns, self._at, self._table = list(columns), (Path(), -1), None
+
+    def read(self, file: Path, group: int) -> Any:
+        import pyarrow.parquet
+
+        if self._at != (file, group):
+            try:
+                with pyarrow.parquet.ParquetFile(file) as parquet:
+                    self._table = parquet.read_row_group(group, columns=self.columns)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise ConfigError(f"{file}: damaged in row group {group} ({str(error).splitlines()[0].rstrip('.')})") from None
+            self._at = (file, group)
+        return self._table
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """An image's bytes in a parquet file, which are read when they are drawn."""
 
+    groups: Groups
     file: Path
-    group: int  # the row group
+    group: int
     row: int  # in that group
-    column: str
-
-    @property
-    def name(self) -> str:
-        return self.column
+    name: str  # of the column
 
     def read(self, where: str) -> bytes:
         """Raises ConfigError, which begins with `where`, where there are none."""
-        data = _cells(self.file, self.group, self.column)[self.row].as_py()
+        data = self.groups.read(self.file, self.group).column(self.name)[self.row].as_py()
         if not isinstance(data, bytes) or not data:
             raise ConfigError(f"{where}: no bytes of an image; give it one, or take the row out")
         return data
-
-
-@lru_cache(maxsize=2)  # both columns of one row group: a parquet file gives no less
-def _cells(file: Path, group: int, column: str) -> Any:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
-            return parquet.read_row_group(group, columns=[column]).column(column)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"{file}: damaged in row group {group} ({str(error).splitlines()[0].rstrip('.')})") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ and 0.5 for a tie. A row without labels counts as undecided, as a tie does. The 
 """
 
 from alignbench.datasets.files import read, short
-from alignbench.datasets.pairs import Cell, Choice, GivenPairs, Ties
+from alignbench.datasets.pairs import Cell, Choice, GivenPairs, Groups, Ties
 from alignbench.datasets.shards import files_of
 from alignbench.ranges import Count, Text
 
@@ -23,7 +23,7 @@ class PickAPic(GivenPairs):
         """
         import pyarrow.parquet
 
-        choices = []
+        choices, groups = [], Groups(IMAGES)
         for file in files_of(path, ".parquet", f"method.pairs.path={path}"):
             table = read(file, str(file), (CAPTION, *LABELS))
             for column in (*IMAGES, *LABELS):
@@ -38,7 +38,7 @@ class PickAPic(GivenPairs):
                     said = " and ".join(map(short, labels))
                     raise table.wrong(number, f"{' and '.join(LABELS)} are {said}; 1 and 0, 0 and 1, or 0.5 twice for a tie are wanted")
                 preferred = MEANT[labels]
-                cells = [Cell(file, group, at, column) for column in IMAGES]
+                cells = [Cell(groups, file, group, at, column) for column in IMAGES]
                 win, lose = reversed(cells) if preferred == 1 else cells
                 choices.append(Choice(win, lose, captions[number - 1], preferred is None, f"{file}, row {number}"))
         super().__init__(choices, size, ties, f"method.pairs.path={path}")

@@ -37,11 +37,13 @@ class DiffusionDPO(Method):
     def collect(self, prompts: list[str], draws: Draws) -> Draw:
         model, steps = self.policy.model, self.updates
         self.collected = {"decided": self.pairs.decided}
+        with torch.no_grad():
+            pixels = tuple(model.decode(model.prior([draws.one("size")])).shape[2:])
 
         def rows(step: int, part: Tensor) -> NoisedPair:
             index = (step * steps.batch + part).tolist()
             own = draws.each("noise", index)
-            win, lose, texts, weight = self._drawn(draws.each("pairs", index))
+            win, lose, texts, weight = self._drawn(draws.each("pairs", index), pixels)
             t = torch.stack([torch.randint(model.train_times, (), generator=each) for each in own]).to(model.device)
             dropped = [torch.rand((), generator=each).item() < self.drop_prompt for each in own]
             cond = model.encode(["" if gone else text for text, gone in zip(texts, dropped, strict=True)])
@@ -50,12 +52,15 @@ class DiffusionDPO(Method):
 
         return self.updates.of(rows)
 
-    def _drawn(self, generators: Generators) -> tuple[Tensor, Tensor, list[str], Tensor]:
-        """A pair from each generator, as latents; what is wrong with one is said by every process."""
+    def _drawn(self, generators: Generators, pixels: tuple[int, ...]) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """A pair from each generator, as latents, of images of that many pixels; what is wrong with one is said by every process."""
         found: list[tuple[Tensor, Tensor, list[str], Tensor]] = []
         failure = None
         try:
             found = [self.pairs.draw(1, each) for each in generators]
+            if tuple(found[0][0].shape[2:]) != pixels:
+                given, wanted = ("x".join(map(str, reversed(size))) for size in (found[0][0].shape[2:], pixels))
+                raise ConfigError(f"pairs of {given} pixels do not fit the model, which makes {wanted}; set method.pairs, or its size")
         except ConfigError as error:
             failure = error
         ranks.agree(failure)
@@ -66,10 +71,7 @@ class DiffusionDPO(Method):
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
         model = self.policy.model
-        x0 = torch.cat([model.latents(part.to(model.device)) for part in images.split(self.policy.chunk)]).to(model.dtype)
-        if tuple(x0.shape[1:]) != model.shape:
-            raise ValueError(f"pairs of {images.shape[3]}x{images.shape[2]} pixels do not fit the model; set method.pairs and its size")
-        return x0
+        return torch.cat([model.latents(part.to(model.device)) for part in images.split(self.policy.chunk)]).to(model.dtype)
 
     def loss(self, batch: NoisedPair) -> tuple[Tensor, Metrics]:
         win, lose = (self._error(rows, "policy") for rows in (batch.win, batch.lose))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignbench.config import ConfigError
 from alignbench.datasets.pictures import Pictures
 from alignbench.methods.base import Method, Metrics
 from alignbench.ranges import Count, NonNegative, Positive
@@ -55,7 +56,7 @@ class PSOOffline(Method):
         with torch.no_grad():
             wanted = torch.cat([model.latents(part.to(model.device)) for part in pictures.split(self.policy.chunk)])
         if wanted.shape[1:] != rollout.x.shape[2:]:
-            raise ValueError(f"pictures of {pictures.shape[3]}x{pictures.shape[2]} pixels do not fit the model; set method.pictures.size")
+            raise ConfigError(f"pictures of {pictures.shape[3]}x{pictures.shape[2]} pixels do not fit the model; set method.pictures.size")
         self.collected = {}
 
         def rows(step: int, part: Tensor) -> NoisedPair:
