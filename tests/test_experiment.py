@@ -1,6 +1,7 @@
 """Every choice is built for real, and a small experiment runs in this process from words to page."""
 
 import json
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -19,8 +20,9 @@ from safetensors.torch import save_file
 from alignbench.__main__ import main
 from alignbench.compose import compose
 from alignbench.config import MissingAsset, choices, conf_folder, located
+from alignbench.evaluation.callbacks import standing
 from alignbench.experiment import Experiment, costs, outline
-from alignbench.report.record import read_metrics, read_result, read_samples
+from alignbench.report.record import read_about, read_config, read_metrics, read_result, read_run, read_samples
 from alignbench.rewards import hpsv2_official, imagereward_official
 from alignbench.rewards.brightness import Brightness
 from alignbench.rewards.imagereward import ImageReward, Sizes
@@ -86,6 +88,7 @@ def elsewhere(choice: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
+@pytest.mark.filterwarnings("ignore:eval.judges")
 def test_every_choice_is_built(
     group: str,
     choice: str,
@@ -142,7 +145,8 @@ def test_the_policy_at_step_0_is_the_reference(tmp_path: Path) -> None:
 
 
 def run(tmp_path: Path, *more: str) -> Path:
-    arguments = [*SMALL, "epochs=2", "eval.every=1", "method.images=8", "method.batch=4", "sampler.steps=3", f"output={tmp_path}", *more]
+    words = [*SMALL, "epochs=2", "eval.every=1", "method.images=8", "method.batch=4", "sampler.steps=3", f"output={tmp_path}", *more]
+    arguments = list({word.partition("=")[0]: word for word in words}.values())  # the last of each key
     assert main(arguments) == 0
     return compose(arguments).folder
 
@@ -292,3 +296,49 @@ def test_the_plan_without_weights_is_the_plan_with_them() -> None:
         config = compose([*words, "model=sd15", f"model.path={SANDBOX}", "epochs=3"]).config
         built = Experiment.build(config)
         assert all(line in outline(config) for line in costs(config, built.method).values())
+
+
+PEAKED = ["eval.peak=held_out", "eval.judges=[{_target_: alignbench.rewards.brightness.Brightness}]"]
+
+
+def test_the_samples_hold_every_validation_and_say_which_run_they_are_of(tmp_path: Path) -> None:
+    folder = run(tmp_path, *PEAKED)
+    validations, about, means = read_samples(folder, "validation"), read_about(folder), read_metrics(folder)
+    for epoch in (0, 1, 2):
+        rows = [row for row in validations if row["epoch"] == epoch]
+        assert len(rows) == 2 * 2
+        logged = next(row for row in means if row["split"] == "validation" and row["epoch"] == epoch)
+        for name in ("jpeg_compressibility", "brightness", "kl", "diversity"):
+            assert sum(row[name] for row in rows) / 4 == pytest.approx(logged[name], abs=1e-12)
+    said, result = dict(about), read_result(folder)
+    assert said.pop("config") == read_config(folder)
+    assert [metric["name"] for metric in said.pop("metrics")] == [metric["name"] for metric in result.pop("metrics")]
+    assert said == result
+    assert said.items() >= read_run(folder).items()
+    assert compose([*shlex.split(said["command"])[3:]]).cell == compose([*shlex.split(said["command"])[3:], "seed=7"]).cell == said["cell"]
+
+
+def test_the_best_checkpoint_by_held_out_judges_is_evaluated_beside_the_last(tmp_path: Path) -> None:
+    """Whichever epoch it is: its test images are those of the run that ends there."""
+    rate = ["method.optimizer.lr=0.05", "method.clip=10", "epochs=4"]
+    folder = run(tmp_path, *PEAKED, *rate)
+    best = standing(read_samples(folder, "validation"), ["brightness"])
+    peak = read_about(folder)["peak"]
+    assert peak == max(best, key=lambda epoch: best[epoch])
+    assert 0 < peak < 4, "the test means something only where the peak is neither end: choose other numbers"
+    until = run(tmp_path / "until", *PEAKED, *rate[:2], f"epochs={peak}")
+    there = {who: [row for row in read_samples(place) if row["who"] == who] for place, who in ((folder, "peak"), (until, "policy"))}
+    for one, other in zip(there["peak"], there["policy"], strict=True):
+        for name in ("jpeg_compressibility", "brightness", "kl", "diversity"):
+            assert one[name] == pytest.approx(other[name], rel=1e-6, abs=1e-6)
+    last = [row["kl"] for row in read_samples(folder) if row["who"] == "policy"]
+    assert last != [row["kl"] for row in there["peak"]]
+    stopped = run(tmp_path / "stopped", *PEAKED, *rate, "eval.patience=1")
+    first = next(epoch for epoch in (2, 3, 4) if max(best[e] for e in range(epoch)) >= best[epoch])
+    assert read_about(stopped)["epochs"] == first
+
+
+def test_without_a_held_out_judge_there_is_no_peak(tmp_path: Path) -> None:
+    folder = run(tmp_path, "eval.peak=held_out")
+    assert read_about(folder)["peak"] is None
+    assert {row["who"] for row in read_samples(folder)} == {"reference", "policy"}

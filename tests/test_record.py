@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench.report.record import Record, read_config, read_metrics, read_result, read_samples, write_atomically
+from alignbench.report.record import Record, read_about, read_config, read_metrics, read_result, read_run, read_samples, write_atomically
 
 CONFIG = {"seed": 0, "method": {"_target_": "alignbench.methods.ddpo.DDPO", "clip": 1e-4, "betas": [0.9, 0.999]}, "budget": None}
+RUN = {"choices": {"method": "ddpo"}, "seed": 0, "note": "دائرة"}
 ROWS: list[dict[str, Any]] = [
     {"who": who, "split": "test", "prompt_id": n, "prompt": prompt, "k": 0, "image": "", "reward": 0.1 * n + 1 / 3, "kl": 0}
     for n, prompt in enumerate(["a red ring", '<b> "quoted"\u2028line', "دائرة"])
@@ -22,7 +23,7 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
     record = Record(tmp_path / "outputs" / "run")
-    record.open(CONFIG)
+    record.open(CONFIG, RUN)
     return record
 
 
@@ -32,13 +33,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_written_is_read_back(record: Record) -> None:
     record.metrics([{"epoch": n, "split": "train", "reward": np.float32(0.1), "queries": np.int64(n)} for n in range(3)])
-    record.samples(ROWS)
+    record.samples(ROWS, RUN)
     record.result({"metrics": [{"name": "reward", "interval": (0.1, 1 / 3)}]})
     assert read_config(record.folder) == CONFIG
     assert list(read_config(record.folder)) == list(CONFIG)
     reward = float(np.float32(0.1))
     assert read_metrics(record.folder) == [{"epoch": n, "split": "train", "reward": reward, "queries": n} for n in range(3)]
     assert read_samples(record.folder) == ROWS
+    assert read_samples(record.folder, "validation") == []
+    assert read_about(record.folder) == read_run(record.folder) == RUN
     assert read_result(record.folder) == {"metrics": [{"name": "reward", "interval": [0.1, 1 / 3]}]}
 
 
@@ -52,13 +55,13 @@ def test_json_is_sorted_exact_and_ascii(record: Record) -> None:
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         record = Record(tmp_path / name)
-        record.open(CONFIG)
+        record.open(CONFIG, RUN)
         record.metrics([{"epoch": 0, "reward": 0.5}])
-        record.samples(ROWS)
+        record.samples(ROWS, RUN)
         record.picture("0-0-policy.png", np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
         record.result({"format": 1})
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 5
+    assert len(contents(tmp_path / "one")) == 6
 
 
 def test_history_is_replaced_not_appended(record: Record) -> None:
@@ -76,8 +79,8 @@ def test_what_is_not_a_number_is_refused_and_named(record: Record, value: float)
     with pytest.raises(ValueError, match=r"metrics\.reward"):
         record.metrics([{"reward": value}])
     with pytest.raises(ValueError, match=r"samples row 1\.reward"):
-        record.samples([{"reward": 0.0}, {"reward": value}])
-    assert {path.name for path in record.folder.iterdir()} == {"config.yaml", "samples"}
+        record.samples([{"reward": 0.0}, {"reward": value}], RUN)
+    assert {path.name for path in record.folder.iterdir()} == {"config.yaml", "run.json", "samples"}
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {"a": object()}, {"a": np.zeros(2)}, {"a": Path("x")}, {"a": {1}}])
@@ -88,7 +91,7 @@ def test_what_json_would_bend_is_refused(record: Record, value: dict) -> None:
 
 def test_another_config_is_never_overwritten(record: Record) -> None:
     before = contents(record.folder)
-    record.open(json.loads(json.dumps(CONFIG)))
+    record.open(json.loads(json.dumps(CONFIG)), RUN)
     other = {**CONFIG, "method": CONFIG["method"] | {"clip": 1e-3}}  # type: ignore[operator]
     for changed, key in (
         (other, "method.clip"),
@@ -97,15 +100,15 @@ def test_another_config_is_never_overwritten(record: Record) -> None:
         ({**CONFIG, "seed": False}, "seed"),
     ):
         with pytest.raises(ValueError, match=rf"another run's \({key} differs\)"):
-            Record(record.folder).open(changed)
+            Record(record.folder).open(changed, RUN)
     assert contents(record.folder) == before
 
 
 def test_leftovers_of_a_killed_run_are_cleared(record: Record) -> None:
     for name in (".result.json.12345.tmp", "samples/.0-0-policy.png.12345.tmp"):
         (record.folder / name).write_bytes(b"half")
-    record.open(CONFIG)
-    assert list(contents(record.folder)) == ["config.yaml"]
+    record.open(CONFIG, RUN)
+    assert list(contents(record.folder)) == ["config.yaml", "run.json"]
 
 
 def test_finished_needs_the_numbers_and_the_page(record: Record) -> None:
@@ -135,7 +138,7 @@ def test_timing_is_merged(record: Record) -> None:
 def test_picture_names_stay_in_the_folder(record: Record, name: str) -> None:
     with pytest.raises(ValueError, match="picture name"):
         record.picture(name, np.zeros((4, 4, 3), np.uint8))
-    assert list(contents(record.folder)) == ["config.yaml"]
+    assert list(contents(record.folder)) == ["config.yaml", "run.json"]
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])
@@ -163,14 +166,14 @@ def test_pictures_keep_every_pixel_and_nothing_else(record: Record) -> None:
 )
 def test_samples_are_one_plain_type_a_column(record: Record, rows: list[dict], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        record.samples(rows)
+        record.samples(rows, RUN)
 
 
 def test_a_missing_score_is_null(record: Record) -> None:
-    rows = [{"prompt": "a", "score": None}, {"prompt": None, "score": 1}, {"prompt": "b", "score": 0.5}]
-    record.samples(rows)
+    rows = [{"split": "test", **row} for row in ({"a": "a", "score": None}, {"a": None, "score": 1}, {"a": "b", "score": 0.5})]
+    record.samples(rows, RUN)
     assert read_samples(record.folder) == rows
-    record.samples([])
+    record.samples([], RUN)
     assert read_samples(record.folder) == []
 
 
@@ -185,7 +188,7 @@ def test_a_full_disk_leaves_the_old_file(record: Record, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space"):
         record.result({"generation": 2})
     assert read_result(record.folder) == {"generation": 1}
-    assert {path.name for path in record.folder.iterdir()} == {"config.yaml", "samples", "result.json"}
+    assert {path.name for path in record.folder.iterdir()} == {"config.yaml", "run.json", "samples", "result.json"}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +202,7 @@ def test_a_full_disk_leaves_the_old_file(record: Record, monkeypatch: pytest.Mon
         (read_metrics, "metrics.jsonl", b"\xff\n"),
         (read_samples, "samples.parquet", b"PAR1"),
         (read_samples, "samples.parquet", b""),
+        (read_run, "run.json", b"{"),
     ],
 )
 def test_readers_name_the_file_in_one_line(tmp_path: Path, read: Any, name: str, damage: bytes) -> None:

@@ -39,7 +39,9 @@ def drawn(colour: str, shift: int) -> np.ndarray:
 def fake_run(folder: Path, prompts: list[str] = HOSTILE, k: int = 1) -> Record:
     rng = np.random.Generator(np.random.PCG64(0))
     record = Record(folder)
-    record.open({"seed": 0, "epochs": 25, "method": {"_target_": "alignbench.methods.ddpo.DDPO", "clip": 1e-2, "learning_rate": 3e-5}})
+    record.open(
+        {"seed": 0, "epochs": 25, "method": {"_target_": "alignbench.methods.ddpo.DDPO", "clip": 1e-2, "learning_rate": 3e-5}}, {"seed": 0}
+    )
     rows: list[dict[str, Any]] = []
     for n, prompt in enumerate(prompts):
         for image in range(k):
@@ -51,7 +53,7 @@ def fake_run(folder: Path, prompts: list[str] = HOSTILE, k: int = 1) -> Record:
                     {"who": who, "split": "test", "prompt_id": n, "prompt": prompt, "k": image, "image": name}
                     | {"scene_judge": score, "scene_judge_exact": float(score > 0.7), "colour": colour, "kl": kl}
                 )
-    record.samples(rows)
+    record.samples(rows, {})
     history = [
         {"epoch": e, "split": split, "reward_queries": 64 * e, "network_evaluations": 1920 * e, "kl": 0.05 * e**1.5, "reward": reward}
         for e in range(26)
@@ -292,7 +294,7 @@ def test_without_validation_or_pictures(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     Record(folder).metrics([row for row in read_metrics(folder) if row["split"] == "train"])
-    Record(folder).samples([row | {"image": ""} for row in read_samples(folder)])
+    Record(folder).samples([row | {"image": ""} for row in read_samples(folder)], {})
     render(folder)
     grid_picture(folder)
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -304,7 +306,7 @@ def test_pictures_come_from_the_run_folder_alone(run: Path, tmp_path: Path) -> N
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     shutil.copy(run / "samples" / "0-0-policy.png", folder / "secret.png")
-    Record(folder).samples([row | {"image": "../secret.png"} for row in read_samples(folder)])
+    Record(folder).samples([row | {"image": "../secret.png"} for row in read_samples(folder)], {})
     with pytest.raises(ValueError, match="picture name"):
         render(folder)
     with pytest.raises(ValueError, match="picture name"):

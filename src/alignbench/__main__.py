@@ -31,6 +31,7 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
         "alignbench.parity:parity",
         "compare native judges with the official packages in environments of their own: parity imagereward",
     ),
+    "table": ("alignbench.table:table", "methods side by side, with intervals over seeds and prompts: table outputs"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {

@@ -41,6 +41,7 @@ class Composed:
     config: dict  # plain and resolved; facts kept (config.arguments takes them out)
     identity: dict  # the config without the keys that only say where and how fast
     hash: str  # sha256 of the identity, the assets and RESULTS_VERSION
+    cell: str  # the same without the seed: what the runs of one row of a table share
     folder: Path
     track: str
     command: str  # what to type to get this run again, wherever its results go
@@ -71,7 +72,8 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     name = "-".join([*(chosen[group] for group in ("method", "model", "reward", "dataset")), f"s{config['seed']}", digest[:10]])
     words = sorted(str(each.input_line) for each in parsed if not _host_only(each.key_or_group))
     command = shlex.join(["python", "-m", "alignbench", *words])
-    return Composed(chosen, config, identity, digest, Path(config["output"]) / name, track, command)
+    cell = _hash({key: value for key, value in identity.items() if key != "seed"})
+    return Composed(chosen, config, identity, digest, cell, Path(config["output"]) / name, track, command)
 
 
 def sweep(overrides: Sequence[str], conf: Path | None = None) -> list[list[str]]:

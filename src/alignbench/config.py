@@ -68,6 +68,8 @@ class Eval:
     noise: Index  # seed of the evaluation's noise: the same for every method and seed, so that differences are paired
     replicates: Annotated[int, Ge(100)]  # of the bootstrap
     judges: list[object]  # rewards that score beside the trained one, each with its `_target_`
+    peak: Literal["held_out", "trained"] | None  # whose validation scores choose the best checkpoint; null: none is chosen
+    patience: Count | None  # validations without a new peak after which training stops; null: it goes on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 import shlex
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from alignbench.checkpoint import AtomicCheckpointIO, Damaged
 from alignbench.compose import compose
 from alignbench.config import ECONOMIES, MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread
-from alignbench.evaluation.evaluate import MEASURED, Scored, score
+from alignbench.evaluation.evaluate import MEASURED, Scored, label_of, score
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
 from alignbench.models.gaussian_world import GaussianWorld
@@ -30,7 +31,7 @@ from alignbench.rewards.quarantine import Quarantine
 from alignbench.rng import Draws
 
 WHO = "policy"
-COLUMNS = ("who", "split", "prompt_id", "prompt", "k", "image", *MEASURED)  # of samples.parquet, beside the judges'
+COLUMNS = ("who", "split", "seed", "epoch", "prompt_id", "prompt", "k", "image", *MEASURED)  # of samples.parquet, beside the judges'
 
 
 def made(node: dict[str, Any], **given: Any) -> Any:
@@ -165,11 +166,40 @@ class Experiment:
         with self.precision():
             return score(policy, self.judges, chosen, options["images"], options["noise"])
 
-    def validate(self) -> dict[str, float]:
-        """Means on validation prompts: one point of every curve."""
+    def validate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """On validation prompts: means, which are one point of every curve, and a row an image (whose prompt is known by its number)."""
         scored = self.scored("validation", self.config["eval"]["validation_prompts"], self.method.evaluated)
         means = {name: scored.mean(name) for name in (*(judge.reward.name for judge in self.judges), *scored.measured)}
-        return {"reward": means[self.reward.name], **means}
+        rows = [{key: value for key, value in row.items() if key != "prompt"} for row in scored.rows]
+        return {"reward": means[self.reward.name], **means}, rows
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each judge's scores are evidence of, by name."""
+        return {judge.reward.name: label_of(judge.reward, self.trained)[0] for judge in self.judges}
+
+    @property
+    def trained(self) -> Reward | None:
+        """The reward that training optimises, if one."""
+        return self.reward if self.method.optimises else None
+
+    @property
+    def choosers(self) -> list[str]:
+        """The judges whose validation scores choose the best checkpoint."""
+        wanted = {"held_out": "held out", "trained": "trained", None: ""}[self.config["eval"]["peak"]]
+        return [name for name, label in self.labels.items() if label == wanted]
+
+    @contextmanager
+    def at(self, checkpoint: Path, run: str) -> Iterator[None]:
+        """Within it the method has the weights of a checkpoint of this run (by its hash). Raises Damaged."""
+        before = {name: value.detach().cpu().clone() for name, value in self.method.state_dict().items() if isinstance(value, torch.Tensor)}
+        saved = AtomicCheckpointIO(run).load_checkpoint(checkpoint)["state_dict"]
+        kept = {name: before[name] for name in saved if name in before}
+        self.method.load_state_dict({name: value for name, value in saved.items() if name in kept}, strict=False)
+        try:
+            yield
+        finally:
+            self.method.load_state_dict(kept, strict=False)
 
     @property
     def identities(self) -> dict[str, dict[str, str]]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from alignbench import __version__
 from alignbench.checkpoint import AtomicCheckpointIO, Damaged, newest
 from alignbench.compose import RESULTS_VERSION, Composed
 from alignbench.config import MissingAsset, arguments
-from alignbench.evaluation.callbacks import BudgetStop, History, Progress, Row, Saver
-from alignbench.evaluation.evaluate import Scored, compare
+from alignbench.evaluation.callbacks import BudgetStop, History, Peak, Progress, Row, Saver
+from alignbench.evaluation.evaluate import Scored, compare, described
 from alignbench.experiment import Experiment, made, outline
+from alignbench.policy import Policy
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
 from alignbench.rollouts import Rollouts
@@ -56,11 +58,12 @@ def execute(composed: Composed) -> int:
         history = History(
             experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], record.metrics
         )
-        trainer = trainer_of(experiment, composed, history)
+        peak = Peak(last(composed).parent, AtomicCheckpointIO(composed.hash), history, experiment.choosers, config["eval"]["patience"])
+        trainer = trainer_of(experiment, composed, history, peak)
         experiment.attach(trainer)
         say(f"{composed.folder}\n{experiment.plan()}")
         if trainer.is_global_zero:
-            record.open(composed.identity)
+            record.open(composed.identity, told(composed))
             record.judges(experiment.identities)
         built = time.time()
         if config["epochs"]:
@@ -68,10 +71,10 @@ def execute(composed: Composed) -> int:
         else:
             record.metrics([])  # a method without training has no history
         fitted = time.time()
-        scored = evaluate(experiment)
+        scored = evaluate(experiment, composed, peak)
         if not trainer.is_global_zero:
             return 0
-        finish(experiment, composed, record, history.rows, scored)
+        finish(experiment, composed, record, history, peak, scored)
         record.timing(
             {
                 "device": device_name(experiment.model.device),
@@ -91,7 +94,21 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
 
 
-def trainer_of(experiment: Experiment, composed: Composed, history: History) -> Trainer:
+def told(composed: Composed) -> dict[str, Any]:
+    """Which run it is, before it has begun."""
+    return {
+        "format": 2,
+        "results_version": RESULTS_VERSION,
+        "choices": composed.choices,
+        "command": composed.command,
+        "seed": composed.config["seed"],
+        "hash": composed.hash,
+        "cell": composed.cell,
+        "track": composed.track,
+    }
+
+
+def trainer_of(experiment: Experiment, composed: Composed, history: History, peak: Peak) -> Trainer:
     config = experiment.config
     settings = arguments("trainer", config["trainer"])
     if settings["devices"] * settings.get("num_nodes", 1) > 1 and settings.get("strategy", "auto") == "auto":
@@ -104,6 +121,7 @@ def trainer_of(experiment: Experiment, composed: Composed, history: History) -> 
             BudgetStop(experiment.model.meters, **config["budget"]),  # before the history, which validates where training ends
             history,
             Progress(history, say, sys.stderr.isatty()),
+            peak,
             Saver(last(composed)),
         ],
         plugins=[AtomicCheckpointIO(composed.hash)],
@@ -132,11 +150,27 @@ def fit(experiment: Experiment, trainer: Trainer, composed: Composed) -> None:
     experiment.attach(trainer)  # fit leaves the weights on the CPU
 
 
-def evaluate(experiment: Experiment) -> dict[str, Scored]:
-    """Reference and policy on the test prompts; every process takes part."""
+def evaluate(experiment: Experiment, composed: Composed, peak: Peak) -> dict[str, Scored]:
+    """Reference, policy and, where one was chosen, the best checkpoint on the test prompts; every process takes part."""
+
+    def test(policy: Policy) -> Scored:
+        return experiment.scored("test", experiment.config["eval"]["prompts"], policy)
+
     say("evaluating reference and policy on test prompts")
-    sides = {"reference": experiment.policy.reference, "policy": experiment.method.evaluated}
-    return {who: experiment.scored("test", experiment.config["eval"]["prompts"], policy) for who, policy in sides.items()}
+    sides = {"reference": test(experiment.policy.reference), "policy": test(experiment.method.evaluated)}
+    match peak.epoch:
+        case None:
+            return sides
+        case 0:
+            return {**sides, "peak": sides["reference"]}
+        case epoch if epoch == peak.history.epoch:
+            return {**sides, "peak": sides["policy"]}
+    say(f"evaluating the checkpoint of epoch {peak.epoch}, the best by {', '.join(experiment.choosers)} on validation prompts")
+    try:
+        with experiment.at(peak.path(peak.epoch), composed.hash):
+            return {**sides, "peak": test(experiment.method.evaluated)}
+    except Damaged as damage:
+        raise MissingAsset(f"{damage}; remove {last(composed).parent} to train again") from damage
 
 
 def anchor(model: dict[str, Any]) -> dict[str, str | None]:
@@ -145,53 +179,59 @@ def anchor(model: dict[str, Any]) -> dict[str, str | None]:
     return {"start": model.get("init") or path, "score_reference": path}
 
 
-def finish(experiment: Experiment, composed: Composed, record: Record, history: list[Row], scored: dict[str, Scored]) -> None:
-    """Write everything that is compared; the page last."""
-    config, options, policy = experiment.config, experiment.config["eval"], experiment.method.evaluated
+def about(experiment: Experiment, composed: Composed, history: History, peak: Peak, measured: Sequence[str]) -> dict[str, Any]:
+    """All that a table needs to know of a finished run beside its images' rows."""
+    config, sampler = experiment.config, experiment.policy.sampler
+    return {
+        **told(composed),
+        "sampler": {
+            "name": type(sampler).__name__,
+            "steps": sampler.steps,
+            "eta": getattr(sampler, "eta", None),
+            "guidance": sampler.guidance,
+        },
+        "adapter": experiment.spec.kind,
+        "anchor": anchor(config["model"]),
+        "trainable_parameters": experiment.trainable_parameters,
+        "epochs": history.epoch,
+        "peak": peak.epoch,
+        "metrics": described(experiment.judges, experiment.trained, measured),
+        "judges": experiment.identities,
+        "meters": experiment.model.meters.state(),
+        "weights": {"policy": digest(experiment.method.evaluated.trainable())},
+    }
+
+
+def rows_of(experiment: Experiment, scored: dict[str, Scored], epochs: dict[str, int | None], history: History) -> list[Row]:
+    """A row an image: of each side on the test prompts, then of every validation."""
+    options, seed = experiment.config["eval"], experiment.config["seed"]
     pictured = {row["prompt_id"] for row in scored["policy"].rows[: options["grid"] * options["images"]]}
     rows = []
     for who, side in scored.items():
-        for row, image in zip(side.rows, side.images, strict=True):
-            name = f"{row['prompt_id']}-{row['k']}-{who}.png" if row["k"] == 0 and row["prompt_id"] in pictured else ""
-            if name:
-                record.picture(name, (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-            rows.append({"who": who, "split": "test", **row, "image": name})
-    record.samples(rows)
+        for row in side.rows:
+            seen = who != "peak" and row["k"] == 0 and row["prompt_id"] in pictured
+            name = f"{row['prompt_id']}-{row['k']}-{who}.png" if seen else ""
+            rows.append({"who": who, "split": "test", "seed": seed, "epoch": epochs[who], **row, "image": name})
+    for row in history.images:
+        prompt = experiment.prompts.validation[row["prompt_id"]]
+        rows.append({"who": "policy", "split": "validation", "seed": seed, "prompt": prompt, **row, "image": ""})
+    return rows
+
+
+def finish(experiment: Experiment, composed: Composed, record: Record, history: History, peak: Peak, scored: dict[str, Scored]) -> None:
+    """Write everything that is compared; the page last."""
+    policy = experiment.method.evaluated
+    rows = rows_of(experiment, scored, {"reference": 0, "policy": history.epoch, "peak": peak.epoch}, history)
+    for row, image in zip(rows, (image for side in scored.values() for image in side.images), strict=False):
+        if row["image"]:
+            record.picture(row["image"], (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    run = about(experiment, composed, history, peak, scored["policy"].measured)
+    record.samples(rows, run | {"config": composed.identity})
     shutil.rmtree(composed.folder / "weights", ignore_errors=True)  # what a killed process left half written
     if policy.who is not None and policy.trainable():
         experiment.model.export(policy.who, composed.folder / "weights", experiment.spec)
-    sampler = experiment.policy.sampler
-    record.result(
-        {
-            "format": 1,
-            "results_version": RESULTS_VERSION,
-            "choices": composed.choices,
-            "command": composed.command,
-            "seed": config["seed"],
-            "hash": composed.hash,
-            "track": composed.track,
-            "sampler": {
-                "name": type(sampler).__name__,
-                "steps": sampler.steps,
-                "eta": getattr(sampler, "eta", None),
-                "guidance": sampler.guidance,
-            },
-            "adapter": experiment.spec.kind,
-            "anchor": anchor(config["model"]),
-            "trainable_parameters": experiment.trainable_parameters,
-            "epochs": max((row["epoch"] for row in history), default=0),
-            "metrics": compare(
-                scored["reference"],
-                scored["policy"],
-                experiment.judges,
-                experiment.reward.name if experiment.method.optimises else "",
-                options["replicates"],
-            ),
-            "judges": experiment.identities,
-            "meters": experiment.model.meters.state(),
-            "weights": {"policy": digest(policy.trainable())},
-        }
-    )
+    replicates = experiment.config["eval"]["replicates"]
+    record.result(run | {"metrics": compare(scored["reference"], scored["policy"], run["metrics"], replicates)})
     grid_picture(composed.folder)
     render(composed.folder)
 

@@ -1,14 +1,16 @@
-"""What watches a training run: the history of metrics, the checkpoints, the budget's hard stop and the progress line. None changes it."""
+"""What watches a training run: history of metrics, checkpoints, what ends it early, the progress line. None changes an update."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from alignbench import ranks
+from alignbench.checkpoint import AtomicCheckpointIO, previous
 from alignbench.meters import Meters
 from alignbench.signals import arm
 
@@ -22,25 +24,31 @@ class History(Callback):
         self,
         meters: Meters,
         collected: Callable[[], dict[str, float]],
-        validate: Callable[[], dict[str, float]],
+        validate: Callable[[], tuple[dict[str, float], list[Row]]],
         every: int,
         write: Callable[[list[Row]], None],
     ):
         """collected: what the method says of its last collection; validate: scores the policy on validation prompts, `every` so many epochs
-        (0: never); write: stores all rows."""
+        (0: never), and gives the means and a row an image; write: stores all rows but those of images."""
         self.meters, self.collected, self.validate, self.every, self.write = meters, collected, validate, every, write
         self.rows: list[Row] = []
+        self.images: list[Row] = []  # of every validation, with its epoch
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         if not self.rows and self.every:
-            self._add("validation", 0, self.validate())
+            self._validate(0)
 
     def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
         self._add("train", epoch, {**logged, **self.collected()})
         if self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs or trainer.should_stop):
-            self._add("validation", epoch, self.validate())
+            self._validate(epoch)
+
+    def _validate(self, epoch: int) -> None:
+        means, images = self.validate()
+        self.images += [{"epoch": epoch, **row} for row in images]
+        self._add("validation", epoch, means)
 
     def _add(self, split: str, epoch: int, values: dict[str, float]) -> None:
         spent = {"reward_queries": self.meters.reward_queries, "network_evaluations": self.meters.network_evaluations.total()}
@@ -51,14 +59,77 @@ class History(Callback):
         if ranks.rank() == 0:
             self.write(self.rows)
 
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return max((row["epoch"] for row in self.rows), default=0)
+
     def latest(self, split: str) -> Row | None:
         return next((row for row in reversed(self.rows) if row["split"] == split), None)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "images": self.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = state["rows"]
+        self.rows, self.images = state["rows"], state["images"]
+
+
+def standing(images: list[Row], judges: list[str]) -> dict[int, float]:
+    """How good each validated epoch is, by epoch: the mean over judges of (its mean - the start's mean) / the start's spread over images.
+
+    images: rows of validations, epoch 0's among them. Empty where no judge tells the start's images apart.
+    """
+    gains: dict[int, list[float]] = {}
+    for judge in judges:
+        scores: dict[int, list[float]] = {}
+        for row in images:
+            if row[judge] is not None:
+                scores.setdefault(row["epoch"], []).append(row[judge])
+        spread = pstdev(scores[0]) if scores.get(0) else 0.0
+        for epoch, own in scores.items() if spread > 0 else ():
+            gains.setdefault(epoch, []).append((fmean(own) - fmean(scores[0])) / spread)
+    return {epoch: fmean(own) for epoch, own in sorted(gains.items())}
+
+
+class Peak(Checkpoint):
+    """Keeps the weights of the best validation so far by `standing`, and may end training where none has been better for a while."""
+
+    def __init__(self, folder: Path, io: AtomicCheckpointIO, history: History, judges: list[str], patience: int | None):
+        """judges: who is asked; none: no peak is kept. patience: validations without a new peak after which training ends; None: never."""
+        self.folder, self.io, self.history, self.judges, self.patience = folder, io, history, judges, patience
+
+    @property
+    def epoch(self) -> int | None:
+        """The first of the best validated epochs; None where there is none to choose from."""
+        there = standing(self.history.images, self.judges)
+        return max(there, key=lambda epoch: there[epoch]) if there else None
+
+    def path(self, epoch: int) -> Path:
+        return self.folder / f"peak-{epoch:06d}.ckpt"
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        self._check(trainer)  # a run that was killed after its last epoch goes no further
+
+    def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
+        if self.epoch == trainer.current_epoch + 1:
+            if trainer.is_global_zero:
+                self._keep(trainer.current_epoch + 1, method)
+            trainer.strategy.barrier()
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        best, validated = self.epoch, [row["epoch"] for row in self.history.rows if row["split"] == "validation"]
+        if self.patience is not None and best is not None and len(validated) - 1 - validated.index(best) >= self.patience:
+            trainer.should_stop = True
+
+    def _keep(self, epoch: int, method: LightningModule) -> None:
+        """A file an epoch, and the one before it kept: a killed run goes on from a checkpoint that may still name that one."""
+        for older in sorted(self.folder.glob("peak-*.ckpt"))[:-1]:
+            self.io.remove_checkpoint(older)
+        checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+        method.on_save_checkpoint(checkpoint)
+        self.io.save_checkpoint(checkpoint, self.path(epoch))
+        previous(self.path(epoch)).unlink(missing_ok=True)  # an earlier process's, of the same epoch
 
 
 class Saver(Checkpoint):

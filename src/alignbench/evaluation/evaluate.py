@@ -3,18 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from alignbench.evaluation.statistics import paired_difference
 from alignbench.policy import Policy
-from alignbench.rewards.base import Reward
+from alignbench.rewards.base import Reward, kinship
 from alignbench.rewards.judge import Judge
 from alignbench.rng import generator
 
 Row = dict[str, Any]
+Label = Literal["trained", "gold", "held out", "related", "unknown"]
 MEASURED: dict[str, Row] = {
     "kl": {
         "label": "divergence",
@@ -77,9 +78,13 @@ def within_prompt_distance(images: Tensor, each: int) -> Tensor:
     return (distance.sum(-1) / max(each - 1, 1)).flatten()
 
 
-def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained: str, replicates: int) -> list[dict[str, Any]]:
+def described(judges: Sequence[Judge], trained: Reward | None, measured: Sequence[str]) -> list[dict[str, Any]]:
+    """What each column of numbers is. trained: the reward that training optimised, if one."""
+    return [_about(judge.reward, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in measured]
+
+
+def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], replicates: int) -> list[dict[str, Any]]:
     """The result's table: each metric's means and the paired difference with its 95 % interval over prompts and images."""
-    about = [_about(judge.reward, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in policy.measured]
     table = []
     for facts in about:
         name = facts["name"]
@@ -100,12 +105,21 @@ def compare(reference: Scored, policy: Scored, judges: Sequence[Judge], trained:
     return table
 
 
-def _about(reward: Reward, trained: str) -> dict[str, Any]:
-    label = "trained" if reward.name == trained else "gold" if reward.gold else "held out"
+def label_of(reward: Reward, trained: Reward | None) -> tuple[Label, str]:
+    """What its scores are evidence of, and why they are none of anything held out. Two judges of one name never meet."""
+    if trained is not None and reward.name == trained.name:
+        return "trained", ""
+    if reward.gold:
+        return "gold", ""
+    return kinship(trained, reward) if trained is not None else ("held out", "")
+
+
+def _about(reward: Reward, trained: Reward | None) -> dict[str, Any]:
+    label, why = label_of(reward, trained)
     return {
         "name": reward.name,
         "label": label,
         "unit": reward.unit,
         "larger_is_better": True,
-        "note": " ".join((reward.__doc__ or "").split()),
+        "note": " ".join([*(reward.__doc__ or "").split(), *(["Not held out:", f"{why}."] if why else [])]),
     }

@@ -1,4 +1,7 @@
-"""How sure a run's numbers are: intervals over its prompts and images, by a cluster bootstrap with a small-sample correction."""
+"""How sure one run's numbers are: intervals over its prompts and images, by a cluster bootstrap with a small-sample correction.
+
+Over training seeds as well: crossed.py.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 CHUNK = 1 << 22  # random numbers drawn at a time; part of which numbers a seed gives
 
@@ -53,7 +57,7 @@ def paired_difference(values_a: ArrayLike, values_b: ArrayLike, groups: ArrayLik
     low, high = np.quantile(deviation, [tail, 1 - tail])
     spread = deviation.std()
     if spread > 0:
-        student, normal = _student_quantile(1 - tail, len(images) - 1), NormalDist().inv_cdf(1 - tail)
+        student, normal = stdtrit(len(images) - 1, 1 - tail), NormalDist().inv_cdf(1 - tail)
         low, high = np.array([low, high]) * (student / normal) * (error / spread)
     return Interval(mean=float(mean), low=float(mean + low), high=float(mean + high), prompts=len(images), images=len(difference))
 
@@ -72,11 +76,3 @@ def _replicates(values: np.ndarray, images: np.ndarray, rng: np.random.Generator
         total = np.where(kept, values[np.minimum(first[drawn][:, :, None] + image, len(values) - 1)], 0.0).sum((1, 2))
         means.append(total / count.sum((1, 2)))
     return np.concatenate(means)
-
-
-def _student_quantile(p: float, freedom: int) -> float:
-    """Of Student's t: with t = sqrt(freedom) tan(angle), the angle's density is cos(angle)^(freedom - 1)."""
-    angle = np.linspace(-math.pi / 2, math.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(math.sqrt(freedom) * np.tan(np.interp(p, mass / mass[-1], angle)))

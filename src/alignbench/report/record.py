@@ -1,6 +1,6 @@
 """A run's folder as files: what a run writes, and what tables, pages and tests read back.
 
-config.yaml  judges.json  metrics.jsonl  samples.parquet  samples/*.png  result.json  report.html  timing.json
+config.yaml  run.json  judges.json  metrics.jsonl  samples.parquet  samples/*.png  result.json  report.html  timing.json
 All but timing.json are compared byte for byte between machines: no time, host or path enters them.
 """
 
@@ -54,8 +54,11 @@ class Record:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def open(self, config: dict[str, Any]) -> None:
-        """Make the folder and write config.yaml; ValueError where the folder belongs to another config. One writer at a time."""
+    def open(self, config: dict[str, Any], run: dict[str, Any]) -> None:
+        """Make the folder and write config.yaml and run.json, which says what a run is before it has any result.
+
+        ValueError where the folder belongs to another config. One writer at a time.
+        """
         path = self.folder / "config.yaml"
         config = _plain(config, "config")
         if path.exists() and (key := _first_difference(read_config(self.folder), config)) is not None:
@@ -65,6 +68,7 @@ class Record:
             leftover.unlink(missing_ok=True)
         if not path.exists():
             write_atomically(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120).encode())
+        write_atomically(self.folder / "run.json", (_json(run, "run", indent=1) + "\n").encode())
 
     def judges(self, identities: dict[str, dict[str, str]]) -> None:
         """judges.json: who scores this run. ValueError where another judge began it: its later scores would be another's."""
@@ -81,8 +85,11 @@ class Record:
         """metrics.jsonl, rewritten from the full history `rows`: a resumed run never repeats or loses a line."""
         write_atomically(self.folder / "metrics.jsonl", "".join(_json(row, "metrics") + "\n" for row in rows).encode())
 
-    def samples(self, rows: list[dict[str, Any]]) -> None:
-        """samples.parquet, one row an image. Rows share their keys; a value is a str, int, bool, finite float or None."""
+    def samples(self, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+        """samples.parquet, one row an image. Rows share their keys; a value is a str, int, bool, finite float or None.
+
+        about: of the run, kept in the file's metadata under `alignbench`, so that a table needs nothing but this file.
+        """
         columns: dict[str, list[Any]] = {key: [] for key in rows[0]} if rows else {}
         for n, row in enumerate(rows):
             if row.keys() != columns.keys():
@@ -90,7 +97,10 @@ class Record:
             for key, value in _plain(row, f"samples row {n}").items():
                 columns[key].append(value)
         buffer = io.BytesIO()
-        pq.write_table(pa.table({key: _column(key, values) for key, values in columns.items()}), buffer, **PARQUET)
+        table = pa.table({key: _column(key, values) for key, values in columns.items()})
+        with pq.ParquetWriter(buffer, table.schema, **PARQUET) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"alignbench": _json(about, "about")})
         write_atomically(self.folder / "samples.parquet", buffer.getvalue())
 
     def picture(self, name: str, array: np.ndarray) -> None:
@@ -136,6 +146,10 @@ def read_result(folder: Path | str) -> dict[str, Any]:
     return _mapping(folder, "result.json", json.loads, json.JSONDecodeError)
 
 
+def read_run(folder: Path | str) -> dict[str, Any]:
+    return _mapping(folder, "run.json", json.loads, json.JSONDecodeError)
+
+
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     path, rows = Path(folder) / "metrics.jsonl", []
     for n, line in enumerate(_text(path).split("\n")[:-1], start=1):
@@ -146,13 +160,26 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
-def read_samples(folder: Path | str) -> list[dict[str, Any]]:
+def read_samples(folder: Path | str, split: str = "test") -> list[dict[str, Any]]:
+    """The rows of one split."""
+    return [row for row in _parquet(Path(folder) / "samples.parquet", pq.read_table).to_pylist() if row["split"] == split]
+
+
+def read_about(folder: Path | str) -> dict[str, Any]:
+    """What samples.parquet says of its run: result.json without its statistics, and the config."""
     path = Path(folder) / "samples.parquet"
+    said = (_parquet(path, pq.read_metadata).metadata or {}).get(b"alignbench")
+    if said is None:
+        raise ValueError(f"{path} does not say which run it is of: an older version wrote it; make that run again")
+    return json.loads(said)
+
+
+def _parquet(path: Path, read: Any) -> Any:
     if not path.is_file():
         raise ValueError(f"{path} is missing: is this the folder of a finished run?")
     try:
-        return pq.read_table(path).to_pylist()
-    except pa.ArrowInvalid as error:
+        return read(path)
+    except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
 
 

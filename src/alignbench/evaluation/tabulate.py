@@ -1,0 +1,266 @@
+"""What a comparison says, computed from runs' images alone: levels and changes with intervals, contrasts, wins, fronts, hacking gaps."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from alignbench.evaluation.aggregates import change, contrast, difference, level, profile
+from alignbench.evaluation.crossed import Array, Bootstrap, CrossedInterval
+from alignbench.evaluation.fronts import front_area, matched_reward, non_dominated
+from alignbench.evaluation.improvement import Improvement, holm, win_matrix
+from alignbench.evaluation.overoptimisation import fit_gains, hacking_gap
+
+THRESHOLDS = 21  # of a performance profile
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training: what samples.parquet says of it, and its rows."""
+
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @cached_property
+    def images(self) -> list[tuple[int, int]]:
+        """(prompt, k) of the test images, in order."""
+        return sorted((row["prompt_id"], row["k"]) for row in self._of("reference", "test", 0))
+
+    def _of(self, who: str, split: str, epoch: int | None) -> list[dict[str, Any]]:
+        return [row for row in self.rows if (row["who"], row["split"]) == (who, split) and epoch in (None, row["epoch"])]
+
+    def table(self, who: str, metric: str, split: str = "test", epoch: int | None = None) -> Array:
+        """[P,K] in the order of prompt and k; NaN for an image without a score. ValueError where an image is missing or there twice."""
+        found = {(row["prompt_id"], row["k"]): row[metric] for row in self._of(who, split, epoch)}
+        prompts, ks = (sorted({key[axis] for key in found}) for axis in (0, 1))
+        if not found or len(found) != len(prompts) * len(ks) or len(found) != len(self._of(who, split, epoch)):
+            raise ValueError(f"{self.about['hash'][:10]}: {len(found)} images of {who} ({split}) are no grid of prompts and images")
+        return np.array([[np.nan if found[p, k] is None else found[p, k] for k in ks] for p in prompts], np.float64)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What each metric is evidence of, by name: trained, gold, held out, ..., divergence, diversity."""
+        return {metric["name"]: metric["label"] for metric in self.about["metrics"]}
+
+    @cached_property
+    def validated(self) -> list[int]:
+        return sorted({row["epoch"] for row in self._of("policy", "validation", None)})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one config over seeds: a row of the table. A failed training counts as the reference: no change, no divergence."""
+
+    label: str
+    runs: list[Run]
+    failed: list[int]  # seeds
+    reference: Run  # any finished run of the comparison
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].about["choices"]["method"]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [*(run.about["seed"] for run in self.runs), *self.failed]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return self.runs[0].labels
+
+    def named(self, *labels: str) -> list[str]:
+        return [name for name, label in self.labels.items() if label in labels]
+
+    def values(self, metric: str, who: str = "policy") -> Array:
+        """[S,P,K], failed seeds last."""
+        return np.stack([*(run.table(who, metric) for run in self.runs), *(self.start(metric) for _ in self.failed)])
+
+    def start(self, metric: str) -> Array:
+        """The reference's [P,K]."""
+        own = self.runs[0] if metric not in self.reference.labels else self.reference
+        return own.table("reference", metric)
+
+    def change(self, metric: str, who: str = "policy") -> Array:
+        return difference(self.values(metric, who), self.start(metric))
+
+    def along(self) -> list[dict[str, float]]:
+        """Means over seeds and images of each epoch that every run validated, less the start's: a point of the over-optimisation curve."""
+        epochs = sorted(set.intersection(*(set(run.validated) for run in self.runs)))
+        if not epochs or epochs[0] != 0:
+            return []
+
+        def mean(metric: str, epoch: int) -> float:
+            return float(np.mean([np.nanmean(run.table("policy", metric, "validation", epoch)) for run in self.runs]))
+
+        start = {metric: mean(metric, 0) for metric in self.labels}
+        return [{"epoch": epoch} | {metric: mean(metric, epoch) - start[metric] for metric in self.labels} for epoch in epochs]
+
+
+def told(interval: CrossedInterval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "p": interval.p, "over": interval.over}
+
+
+def tabulate(cells: Sequence[Cell], ranked_by: str | None, how: Bootstrap, power: float) -> dict[str, Any]:
+    """Everything of one comparison as plain numbers.
+
+    ranked_by: the metric that methods are compared by, trained on by none of them; None: there is no such metric, and no ranking.
+    """
+    rows = [_row(cell, how, power) for cell in cells]
+    found: dict[str, Any] = {"ranked_by": ranked_by, "rows": rows}
+    if ranked_by is None:
+        return found
+    order = sorted(range(len(cells)), key=lambda n: -rows[n]["metrics"][ranked_by]["change"]["value"])
+    found["rows"] = [rows[n] for n in order]
+    cells = [cells[n] for n in order]
+    wins = win_matrix({"reference": cells[0].start(ranked_by)[None], **{cell.label: cell.values(ranked_by) for cell in cells}}, how)
+    found |= {
+        "contrasts": _contrasts(cells, ranked_by, how, power),
+        "wins": [{"a": a, "b": b, **_wins(one)} for (a, b), one in wins.items()],
+        "fronts": _fronts(cells, ranked_by, how),
+        "profiles": _profiles(cells, ranked_by, how),
+    }
+    return found
+
+
+def _row(cell: Cell, how: Bootstrap, power: float) -> dict[str, Any]:
+    metrics = {}
+    for name, label in cell.labels.items():
+        after = cell.change(name)
+        moved = level(after, how, kind="mean")
+        metrics[name] = {
+            "label": label,
+            "reference": float(np.nanmean(cell.start(name))),
+            "mean": told(level(cell.values(name), how, kind="mean")),
+            "change": told(moved),
+            "change_iqm": told(level(after, how, kind="iqm")),
+            "detectable": moved.detectable(power),
+        }
+    about = [run.about for run in cell.runs]
+    return {
+        "label": cell.label,
+        "method": cell.method,
+        "reward": about[0]["choices"]["reward"],
+        "seeds": cell.seeds,
+        "failed": cell.failed,
+        "reward_queries": [each["meters"]["reward_queries"] for each in about],
+        "network_evaluations": [sum(each["meters"]["network_evaluations"].values()) for each in about],
+        "epochs": [each["epochs"] for each in about],
+        "metrics": metrics,
+        "gap": told(_gap(cell, cell.named("held out"), how)),
+        "gold_gap": told(_gap(cell, cell.named("gold"), how)),
+        "peak": _peak(cell, how),
+        "along": _along(cell),
+    }
+
+
+def _gap(cell: Cell, others: list[str], how: Bootstrap) -> CrossedInterval | None:
+    """None where nothing was trained on or nobody was held out; a judge that gives all the reference's images one score has no unit."""
+    able = [name for name in (*cell.named("trained"), *others) if np.nanstd(cell.start(name)) > 0]
+    trained, others = [name for name in cell.named("trained") if name in able], [name for name in others if name in able]
+    if not trained or not others:
+        return None
+    scores = {name: (cell.values(name), cell.start(name)) for name in able}
+    return hacking_gap(scores[trained[0]], {name: scores[name] for name in others}, how)
+
+
+def _peak(cell: Cell, how: Bootstrap) -> dict[str, Any] | None:
+    """The best checkpoint by the held-out judges: its epochs, its change, and how much better than the last it is."""
+    if any(run.about["peak"] is None for run in cell.runs):
+        return None
+    metrics = {}
+    for name in cell.labels:
+        gained = cell.values(name, "peak") - cell.values(name)
+        metrics[name] = {
+            "change": told(level(cell.change(name, "peak"), how, kind="mean")),
+            "gained": told(level(gained, how, kind="mean")),
+        }
+    return {"epochs": [run.about["peak"] for run in cell.runs], "metrics": metrics}
+
+
+def _along(cell: Cell) -> dict[str, Any]:
+    points, divergence = cell.along(), cell.named("divergence")
+    fits = {}
+    for name in cell.named("trained", "gold", "held out") if divergence and points else ():
+        kl = [point[divergence[0]] for point in points]
+        if sum(value > 0 for value in kl) >= 3:
+            one = fit_gains(kl, [point[name] for point in points])
+            fits[name] = {"alpha": one.alpha, "beta": one.beta, "residual": one.residual, "peak": one.peak}
+    return {"points": points, "fits": fits}
+
+
+def _contrasts(cells: Sequence[Cell], metric: str, how: Bootstrap, power: float) -> list[dict[str, Any]]:
+    """Each method against the reference and against each other, with Holm's correction over all of them."""
+    found: list[tuple[str, str, CrossedInterval]] = []
+    for cell in cells:
+        found.append((cell.label, "reference", change(cell.values(metric), cell.start(metric), how, kind="mean")))
+    for a, b in combinations(cells, 2):
+        found.append((a.label, b.label, contrast(a.change(metric), b.change(metric), how, kind="mean")))
+    corrected = holm([one.p for *_, one in found])
+    return [
+        {"a": a, "b": b, "difference": told(one), "holm": p, "detectable": one.detectable(power)}
+        for (a, b, one), p in zip(found, corrected, strict=True)
+    ]
+
+
+def _wins(one: Improvement) -> dict[str, Any]:
+    return {"win": one.win.value, "tie": one.tie.value, "loss": one.loss.value, "probability": told(one.probability)}
+
+
+def _fronts(cells: Sequence[Cell], metric: str, how: Bootstrap) -> list[dict[str, Any]]:
+    """Of each method over its settings, and of all: change of `metric` over divergence, the area under it, and change at one divergence."""
+    able = [cell for cell in cells if cell.named("divergence")]
+    if not able:
+        return []
+    axis = able[0].named("divergence")[0]
+    x = {cell.label: float(np.nanmean(cell.values(axis))) for cell in able}
+    limit = max(x.values())
+    if not limit > 0:
+        return []
+    methods = list(dict.fromkeys(cell.method for cell in able))
+    most = {method: max(x[cell.label] for cell in able if cell.method == method) for method in methods}
+    at = min(value for value in most.values() if value > 0)
+    found = []
+    for name in [*methods, *(["all"] if len(methods) > 1 else [])]:
+        own = sorted((cell for cell in able if name in (cell.method, "all")), key=lambda cell: x[cell.label])
+        points = [(cell.values(axis), cell.change(metric)) for cell in own]
+        y = [float(np.nanmean(after)) for _, after in points]
+        start = np.zeros_like(points[0][0])
+        found.append(
+            {
+                "method": name,
+                "divergence": axis,
+                "limit": limit,
+                "points": [
+                    {"label": cell.label, "x": x[cell.label], "y": height, "on_front": on}
+                    for cell, height, on in zip(own, y, non_dominated([x[cell.label] for cell in own], y), strict=True)
+                ],
+                "area": told(front_area(points, how, base=0.0, limit=limit, shared=False)),
+                "at": at,
+                "matched": told(matched_reward([(start, start), *points], how, at=at, shared=False)) if name != "all" else None,
+            }
+        )
+    return found
+
+
+def _profiles(cells: Sequence[Cell], metric: str, how: Bootstrap) -> dict[str, Any]:
+    """The share of (seed, prompt) whose mean is above each of some thresholds."""
+    start = np.nanmean(cells[0].start(metric), axis=1, keepdims=True).T[..., None]  # [1,P,1]
+    tables = {"reference": start, **{cell.label: cell.values(metric) for cell in cells}}
+    means = np.concatenate([np.nanmean(values, axis=2).ravel() for values in tables.values()])
+    thresholds = np.linspace(float(means.min()), float(means.max()), THRESHOLDS).tolist()
+    found = {}
+    for label, values in tables.items():
+        one = profile(values, thresholds, how)
+        found[label] = {"share": one.share, "low": one.low, "high": one.high}
+    return {"thresholds": thresholds, "of": found}
+
+
+def common(cells: Iterable[Cell], label: str) -> list[str]:
+    """The metrics that bear this label in every cell."""
+    lists = [cell.named(label) for cell in cells]
+    return [name for name in lists[0] if all(name in own for own in lists)]

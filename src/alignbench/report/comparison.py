@@ -1,0 +1,337 @@
+"""A comparison's numbers as text for people (Markdown), as rows for programs (csv) and as a picture."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+SHADES = ("#2468c0", "#c0392b", "#2f9e54", "#d9a514", "#8e44ad", "#16a085", "#e67e22", "#5b6770")
+Interval = dict[str, Any]
+
+
+def markdown(made: dict[str, Any]) -> str:
+    parts = [_comparison(one, made) for one in made["comparisons"]]
+    if made["without_a_row"]:
+        parts.append(f"No seed of these finished, so they have no row: {', '.join(made['without_a_row'])}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
+    rows, metric, percent = one["rows"], one["ranked_by"], f"{100 * made['level']:g} %"
+    sampler = one["sampler"]
+    taken = ", ".join(f"{key} {sampler[key]:g}" for key in ("eta", "guidance") if sampler[key] is not None)
+    parts = [
+        f"# {one['model']} on {one['dataset']}",
+        f"{one['test_images']} images of {one['prompts']} test prompts, each from its own noise (seed {one['noise']}), the same for every "
+        f"row and for the reference; {sampler['name']}, {sampler['steps']} steps, {taken}; {one['track'].replace('_', '-')} track. "
+        f"Intervals are {percent}, over {_over(rows)}. {_budget(rows)}",
+        _main(rows, one, made),
+    ]
+    if metric is None:
+        parts.append("There is no judge that every row has and none was trained on: methods are not ranked. Add held-out judges to `eval`.")
+        return "\n\n".join(parts)
+    parts += [_against(one, made), _wins(one)]
+    if one["fronts"]:
+        parts.append(_fronts(one))
+    if gaps := [row for row in rows if row["gap"] or row["gold_gap"]]:
+        parts.append(_gaps(gaps))
+    if peaks := [row for row in rows if row["peak"]]:
+        parts.append(_peaks(peaks, metric))
+    if any(row["along"]["fits"] for row in rows):
+        parts.append(_fits(rows))
+    return "\n\n".join(parts)
+
+
+def _over(rows: Sequence[dict[str, Any]]) -> str:
+    if all(len(row["seeds"]) > 1 for row in rows):
+        return "training seeds and prompts"
+    alone = [row["label"] for row in rows if len(row["seeds"]) == 1]
+    return f"training seeds and prompts (of {'; '.join(alone)}: one seed, so over prompts alone and no evidence of other trainings)"
+
+
+def _budget(rows: Sequence[dict[str, Any]]) -> str:
+    """Whether the rows cost the same, by the two meters that every machine counts alike."""
+    said: list[str] = []
+    equal: list[str] = []
+    for meter in ("reward_queries", "network_evaluations"):
+        spent = {value for row in rows for value in row[meter]}
+        name = meter.replace("_", " ")
+        (equal if len(spent) == 1 else said).append(f"{name} {min(spent):,}" + (f" to {max(spent):,}" if len(spent) > 1 else ""))
+    if equal:
+        return f"Equal budget: {', '.join(equal)} each" + (f" (not equal: {', '.join(said)})." if said else ".")
+    return f"Not at an equal budget: {', '.join(said)}; set budget=reward_queries or budget=network_evaluations."
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def shown(interval: Interval | None, decimals: int = 3, bold: bool = False) -> str:
+    if interval is None:
+        return "-"
+    text = f"{interval['value']:+.{decimals}f} [{interval['low']:+.{decimals}f}, {interval['high']:+.{decimals}f}]"
+    return f"**{text}**" if bold and (interval["low"] > 0 or interval["high"] < 0) else text
+
+
+def _plain(interval: Interval, decimals: int = 3) -> str:
+    return f"{interval['value']:,.{decimals}f}"
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+
+
+def _main(rows: Sequence[dict[str, Any]], one: dict[str, Any], made: dict[str, Any]) -> str:
+    names = _names(rows)
+    head = ["method", "trained on", "seeds"]
+    for name in names:
+        roles = {row["metrics"][name]["label"] for row in rows if name in row["metrics"]}
+        head.append(f"{name} ({', '.join(sorted(roles - {name}))})" if roles != {name} else name)
+    head += ["reward queries", "network evaluations"]
+    start = {name: next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"]) for name in names}
+    body = [["reference", "-", "-", *(f"{start[name]:,.3f}" for name in names), "0", "0"]]
+    for row in rows:
+        failed = f", {len(row['failed'])} failed" if row["failed"] else ""
+        cells = []
+        for name in names:
+            found = row["metrics"].get(name)
+            mark = " †" if found and found["label"] == "trained" else ""
+            cells.append(f"{_plain(found['mean'])} ({shown(found['change'], bold=not mark)}){mark}" if found else "-")
+        trained = [name for name, found in row["metrics"].items() if found["label"] == "trained"]
+        spent = [_range(row["reward_queries"]), _range(row["network_evaluations"])]
+        body.append([row["label"], trained[0] if trained else "-", f"{len(row['seeds'])}{failed}", *cells, *spent])
+    ranked = f" Rows are in the order of the change in {one['ranked_by']}." if one["ranked_by"] else ""
+    return (
+        _table(head, body)
+        + f"\n\nMean (paired change against the reference, with its interval; bold where that excludes 0).{ranked} † trained on: no "
+        "evidence by itself, never ranked on. A failed seed counts as the reference. Interquartile means and what could be detected at "
+        f"{100 * made['power']:g} % power are in table.json and table.csv."
+    )
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{min(values):,}" + (f" to {max(values):,}" if len(set(values)) > 1 else "")
+
+
+def _against(one: dict[str, Any], made: dict[str, Any]) -> str:
+    body = [
+        [
+            f"{each['a']} less {each['b']}",
+            shown(each["difference"], bold=each["holm"] < 1 - made["level"]),
+            f"{each['difference']['p']:.3f}",
+            f"{each['holm']:.3f}",
+            f"{each['detectable']:.3f}",
+        ]
+        for each in one["contrasts"]
+    ]
+    head = [f"change in {one['ranked_by']}", "difference", "p", "p, Holm", f"detectable at {100 * made['power']:g} %"]
+    return (
+        f"## Who differs\n\n{_table(head, body)}\n\nBold where Holm's correction over all of these leaves p below {1 - made['level']:.2g}."
+    )
+
+
+def _wins(one: dict[str, Any]) -> str:
+    labels = list(dict.fromkeys(each["a"] for each in one["wins"]))
+    found = {(each["a"], each["b"]): each for each in one["wins"]}
+
+    def cell(a: str, b: str) -> str:
+        if a == b:
+            return "-"
+        each = found[a, b]
+        chance = each["probability"]
+        shares = " / ".join(f"{100 * each[outcome]:.0f}" for outcome in ("win", "tie", "loss"))
+        return f"{shares} ({chance['value']:.2f} [{chance['low']:.2f}, {chance['high']:.2f}])"
+
+    body = [[a, *(cell(a, b) for b in labels)] for a in labels]
+    return (
+        f"## Wins by {one['ranked_by']}\n\n{_table(['row against column', *labels], body)}\n\n"
+        "Win / tie / loss in % of images of one prompt and noise, over all pairs of seeds (probability of improvement: wins and half "
+        "the ties)."
+    )
+
+
+def _fronts(one: dict[str, Any]) -> str:
+    first = one["fronts"][0]
+    body = [
+        [
+            front["method"],
+            ", ".join(f"({point['x']:.1f}, {point['y']:+.3f}){'' if point['on_front'] else ' dominated'}" for point in front["points"]),
+            shown(front["area"], 2),
+            shown(front["matched"]),
+        ]
+        for front in one["fronts"]
+    ]
+    head = ["method", f"({first['divergence']}, change)", f"area up to {first['limit']:.1f}", f"change at {first['at']:.1f}"]
+    return (
+        f"## Change in {one['ranked_by']} against divergence\n\n{_table(head, body)}\n\n"
+        "The area is that under the best change reached with so much divergence or less; sweep a method's knob (5 values or more) for a "
+        "front rather than a point. The change at one divergence is read off straight lines from the reference through a method's points."
+    )
+
+
+def _gaps(rows: Sequence[dict[str, Any]]) -> str:
+    body = [[row["label"], shown(row["gap"]), shown(row["gold_gap"])] for row in rows]
+    return (
+        f"## Hacking gap\n\n{_table(['method', 'trained less held out', 'trained less gold'], body)}\n\n"
+        "Gain on the trained reward less the mean gain on held-out judges (or on gold), each in standard deviations of the reference's "
+        "images. Above 0: the policy got better at its reward than at what the reward stands for."
+    )
+
+
+def _peaks(rows: Sequence[dict[str, Any]], metric: str) -> str:
+    body = []
+    for row in rows:
+        found = row["peak"]["metrics"][metric]
+        body.append([row["label"], ", ".join(map(str, row["peak"]["epochs"])), shown(found["change"]), shown(found["gained"])])
+    head = ["method", "epoch of the peak, by seed", f"change in {metric} there", "less that of the last epoch"]
+    return f"## The checkpoint that held-out judges preferred on validation prompts\n\n{_table(head, body)}"
+
+
+def _fits(rows: Sequence[dict[str, Any]]) -> str:
+    body = [
+        [
+            row["label"],
+            name,
+            f"{fit['alpha']:.4f}",
+            f"{fit['beta']:.4f}",
+            f"{fit['residual']:.4f}",
+            f"{fit['peak'] ** 2:.1f}" if fit["peak"] else "-",
+        ]
+        for row in rows
+        for name, fit in row["along"]["fits"].items()
+    ]
+    return (
+        f"## Over-optimisation along training\n\n{_table(['method', 'judge', 'alpha', 'beta', 'rms', 'peak at KL'], body)}\n\n"
+        "Least squares of gain = d (alpha - beta log d), d the square root of the KL in nats, on validation prompts (Gao et al., "
+        "2210.10760)."
+    )
+
+
+def rows_csv(made: dict[str, Any]) -> str:
+    """A line for each row and metric."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    ends = ("value", "low", "high")
+    writer.writerow(
+        ["model", "dataset", "method", "seeds", "failed", "metric", "label", "reference"]
+        + [f"{name}_{end}" for name in ("mean", "change", "change_iqm") for end in ends]
+        + ["p", "detectable"]
+    )
+    for one in made["comparisons"]:
+        for row in one["rows"]:
+            for name, found in row["metrics"].items():
+                writer.writerow(
+                    [
+                        one["model"],
+                        one["dataset"],
+                        row["label"],
+                        len(row["seeds"]),
+                        len(row["failed"]),
+                        name,
+                        found["label"],
+                        found["reference"],
+                    ]
+                    + [found[part][end] for part in ("mean", "change", "change_iqm") for end in ends]
+                    + [found["change"]["p"], found["detectable"]]
+                )
+    return out.getvalue()
+
+
+# --- the picture
+
+
+def picture(made: dict[str, Any]) -> bytes:
+    """A PNG: for each comparison its front, its gains along training, its wins and its profiles."""
+    ranked = [one for one in made["comparisons"] if one["ranked_by"]]
+    style: list[Any] = [
+        "default",
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e3e3e3",
+            "axes.axisbelow": True,
+        },
+    ]
+    with matplotlib.style.context(style):
+        figure = Figure(figsize=(13, 4.0 * max(1, len(ranked))), dpi=110, layout="constrained")
+        if not ranked:
+            figure.text(0.5, 0.5, "nothing to rank methods by", ha="center")
+        grid: Any = figure.subplots(max(1, len(ranked)), 4, squeeze=False) if ranked else []
+        for axes, one in zip(grid, ranked, strict=False):
+            shade = {row["label"]: SHADES[n % len(SHADES)] for n, row in enumerate(one["rows"])}
+            _draw_front(axes[0], one, shade)
+            _draw_along(axes[1], one, shade)
+            _draw_wins(axes[2], one)
+            _draw_profiles(axes[3], one, shade)
+            axes[0].set_title(f"{one['model']} on {one['dataset']}", loc="left", fontsize=10)
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_front(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
+    metric = one["ranked_by"]
+    fronts = [front for front in one["fronts"] if front["method"] != "all"]
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    for row in one["rows"]:
+        found = row["metrics"][metric]["change"]
+        point = next((each for front in fronts for each in front["points"] if each["label"] == row["label"]), None)
+        if point:
+            reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+            axes.errorbar(point["x"], point["y"], yerr=reach, fmt="o", color=shade[row["label"]], capsize=3, label=row["label"])
+    for front in fronts:
+        on = [point for point in front["points"] if point["on_front"]]
+        axes.plot([0, *(p["x"] for p in on)], [0, *(p["y"] for p in on)], color="#999999", linewidth=0.8, zorder=0)
+    axes.set_xlabel(f"{one['fronts'][0]['divergence']} to the reference, nats" if one["fronts"] else "no divergence is measured")
+    axes.set_ylabel(f"change in {metric}")
+    axes.legend(fontsize=7)
+
+
+def _draw_along(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
+    """Gains over training: the trained reward as a full line, the metric that methods are compared by dashed."""
+    for row in one["rows"]:
+        points, metrics = row["along"]["points"], row["metrics"]
+        divergence = next((name for name, found in metrics.items() if found["label"] == "divergence"), None)
+        trained = next((name for name, found in metrics.items() if found["label"] == "trained"), None)
+        for name, line in ((trained, "-"), (one["ranked_by"], "--")):
+            if name and points:
+                x = [point[divergence] if divergence else point["epoch"] for point in points]
+                axes.plot(x, [point[name] for point in points], line, color=shade[row["label"]], marker=".", linewidth=1.3)
+    axes.set_xlabel("divergence along training (or epoch), validation prompts")
+    axes.set_ylabel(f"gain: trained reward (full), {one['ranked_by']} (dashed)")
+
+
+def _draw_wins(axes: Axes, one: dict[str, Any]) -> None:
+    labels = list(dict.fromkeys(each["a"] for each in one["wins"]))
+    values = np.full((len(labels), len(labels)), np.nan)
+    for each in one["wins"]:
+        values[labels.index(each["a"]), labels.index(each["b"])] = each["probability"]["value"]
+    axes.imshow(values, vmin=0, vmax=1, cmap="RdBu")
+    for (a, b), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if 0.2 < value < 0.8 else "white")
+    short = [label if len(label) <= 22 else label[:21] + "…" for label in labels]
+    axes.set_xticks(range(len(labels)), short, rotation=35, ha="right", fontsize=7)
+    axes.set_yticks(range(len(labels)), short, fontsize=7)
+    axes.grid(False)
+    axes.set_title("probability that the row improves on the column", fontsize=9)
+
+
+def _draw_profiles(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
+    thresholds = one["profiles"]["thresholds"]
+    for label, found in one["profiles"]["of"].items():
+        colour = shade.get(label, "#444444")
+        axes.plot(thresholds, found["share"], color=colour, label=label, linestyle="-" if label in shade else ":")
+        axes.fill_between(thresholds, found["low"], found["high"], color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel(f"{one['ranked_by']} of a seed's prompt")
+    axes.set_ylabel("share above it")
+    axes.legend(fontsize=7)

@@ -1,0 +1,205 @@
+"""`alignbench table FOLDER ...`: methods side by side, from the samples.parquet of their runs alone."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignbench.config import ConfigError, MissingAsset
+from alignbench.evaluation.crossed import Bootstrap
+from alignbench.evaluation.tabulate import Cell, Run, common, tabulate
+from alignbench.report.comparison import markdown, picture, rows_csv
+from alignbench.report.record import read_about, read_run, read_samples, write_atomically
+from alignbench.signatures import nearest
+
+DEFAULTS: dict[str, str] = {"to": "", "metric": "", "level": "0.95", "replicates": "2000", "power": "0.8", "seed": "0"}
+USAGE = (
+    "alignbench table [FOLDER ...] [to=FOLDER] [metric=NAME] [level=0.95] [replicates=2000] [power=0.8]: run folders, or what holds them"
+)
+SAME = ("prompts", "images", "noise")  # of eval: what makes test images of two runs comparable one by one
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run's folder: finished, or begun and without results."""
+
+    folder: Path
+    said: dict[str, Any]  # run.json, or all of samples.parquet's
+    run: Run | None
+
+
+def table(words: list[str]) -> int:
+    """Print the table and write it to a folder. The exit code. Raises ConfigError for what cannot be compared."""
+    given = dict(DEFAULTS)
+    folders = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
+    for word in (word for word in words if "=" in word):
+        key, _, value = word.partition("=")
+        if key not in DEFAULTS or not value:
+            raise ConfigError(f"table: {word}: {nearest(key, DEFAULTS) if key not in DEFAULTS else 'no value'}; {USAGE}")
+        given[key] = value
+    try:
+        how = Bootstrap(replicates=int(given["replicates"]), level=float(given["level"]), seed=int(given["seed"]))
+        made = compared(list(found_in(folders)), given["metric"], how, float(given["power"]))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"table: {error}") from error
+    to = Path(given["to"]) if given["to"] else folders[0] / "table"
+    text = markdown(made)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        write_atomically(to / "table.json", (json.dumps(made, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        write_atomically(to / "table.csv", rows_csv(made).encode())
+        write_atomically(to / "table.md", text.encode())
+        write_atomically(to / "table.png", picture(made))
+    except OSError as error:
+        raise MissingAsset(f"table: to={to}: cannot be written ({error.strerror or error})") from error
+    print(text)
+    print(f"written to {to}: table.md, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
+    return 0
+
+
+def found_in(folders: list[Path]) -> Iterator[Found]:
+    """The runs in folders that are runs or hold them."""
+    there: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"table: {folder}: no such folder; {USAGE}")
+        own = [folder] if _begun(folder) else sorted(each for each in folder.iterdir() if each.is_dir() and _begun(each))
+        if not own:
+            raise ConfigError(f"table: {folder}: no runs in it; `python -m alignbench -m method=ddpo,kl_rlhf seed=0,1,2` makes some")
+        there |= dict.fromkeys(each.resolve() for each in own)
+    for folder in there:
+        if (folder / "samples.parquet").is_file():
+            about = read_about(folder)
+            yield Found(folder, about, Run(about, [row for split in ("test", "validation") for row in read_samples(folder, split)]))
+        else:
+            yield Found(folder, read_run(folder), None)
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "samples.parquet").is_file() or (folder / "run.json").is_file()
+
+
+def compared(found: list[Found], metric: str, how: Bootstrap, power: float) -> dict[str, Any]:
+    """One comparison for each model, dataset, sampler and evaluation among the runs. ValueError where runs do not fit together."""
+    by_hash: dict[str, Found] = {}
+    for each in found:
+        by_hash.setdefault(each.said["hash"], each)  # the same run in two places is one
+    groups: dict[str, list[Found]] = {}
+    for each in by_hash.values():
+        if each.run is not None:
+            groups.setdefault(json.dumps(terms(each.said), sort_keys=True), []).append(each)
+    if not groups:
+        raise ConfigError(f"table: none of the {len(found)} runs is finished; the commands that began them continue them")
+    cells = {one.said["cell"]: key for key, ones in groups.items() for one in ones}
+    lost = [each for each in by_hash.values() if each.run is None]
+    for each in lost:
+        if each.said["cell"] in cells:
+            groups[cells[each.said["cell"]]].append(each)
+    return {
+        "level": how.level,
+        "replicates": how.replicates,
+        "power": power,
+        "without_a_row": sorted(each.folder.name for each in lost if each.said["cell"] not in cells),
+        "comparisons": [_comparison(json.loads(key), ones, metric, how, power) for key, ones in sorted(groups.items())],
+    }
+
+
+def terms(about: dict[str, Any]) -> dict[str, Any]:
+    """What runs must share to stand in one table."""
+    config = about["config"]
+    return {
+        **{group: about["choices"][group] for group in ("model", "dataset")},
+        "track": about["track"],
+        "sampler": about["sampler"],
+        "anchor": about["anchor"],
+        "results_version": about["results_version"],
+        **{key: config["eval"][key] for key in SAME},
+    }
+
+
+def _comparison(shared: dict[str, Any], ones: list[Found], metric: str, how: Bootstrap, power: float) -> dict[str, Any]:
+    finished = [one.run for one in ones if one.run is not None]
+    _agree(finished)
+    by_cell: dict[str, list[Found]] = {}
+    for one in ones:
+        by_cell.setdefault(one.said["cell"], []).append(one)
+    names = labels([next(one.said for one in own if one.run) for own in by_cell.values()])
+    cells = [
+        Cell(
+            label,
+            sorted((one.run for one in own if one.run), key=lambda run: run.about["seed"]),
+            sorted(one.said["seed"] for one in own if one.run is None),
+            finished[0],
+        )
+        for label, own in zip(names, by_cell.values(), strict=True)
+    ]
+    made = tabulate(cells, _ranked(cells, metric), how, power)
+    start = finished[0]
+    judges = {name: identity for run in finished for name, identity in run.about["judges"].items()}
+    return {
+        **shared,
+        "judges": judges,
+        "test_images": len(start.images),
+        "about": {metric["name"]: metric for run in finished for metric in run.about["metrics"]},
+        **made,
+    }
+
+
+def _agree(runs: list[Run]) -> None:
+    """One reference and one judge under one name, or the differences would compare nothing."""
+    first = runs[0]
+    for run in runs[1:]:
+        places = f"{first.about['hash'][:10]} and {run.about['hash'][:10]}"
+        if run.images != first.images:
+            raise ValueError(f"runs {places} have other test images; give the folders of one evaluation")
+        for name in run.labels.keys() & first.labels.keys():
+            mine, theirs = (each.about["judges"].get(name) for each in (first, run))
+            if mine != theirs:
+                raise ValueError(f"runs {places} have two judges under the name {name}; give only runs with one of them")
+            if not np.allclose(first.table("reference", name), run.table("reference", name), rtol=1e-3, atol=1e-4, equal_nan=True):
+                raise ValueError(f"runs {places} score the reference's images differently by {name}: other weights or another machine")
+
+
+def labels(abouts: list[dict[str, Any]]) -> list[str]:
+    """A row's name: its method, and the settings in which rows of that method differ."""
+    flat = [dict(_leaves({key: value for key, value in about["config"].items() if key != "seed"})) for about in abouts]
+    names = []
+    for about, own in zip(abouts, flat, strict=True):
+        method = about["choices"]["method"]
+        same = [other for rival, other in zip(abouts, flat, strict=True) if rival["choices"]["method"] == method]
+        changed = sorted(key for key in {key for other in same for key in other} if len({repr(other.get(key)) for other in same}) > 1)
+        if any(key.startswith("reward.") for key in changed):  # a choice says more than its settings
+            changed = [key for key in changed if not key.startswith("reward.")]
+            names.append(", ".join([method, f"reward={about['choices']['reward']}", *(_setting(key, own) for key in changed)]))
+        else:
+            names.append(", ".join([method, *(_setting(key, own) for key in changed)]))
+    return names
+
+
+def _setting(key: str, config: dict[str, Any]) -> str:
+    return f"{key.removeprefix('method.')}={config.get(key, 'none')}"
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def _ranked(cells: list[Cell], metric: str) -> str | None:
+    """What methods are compared by: gold if every row has it, else a held-out judge; never what one of them was trained on."""
+    trained = {name for cell in cells for name in cell.named("trained")}
+    able = [name for label in ("gold", "held out") for name in common(cells, label)]
+    if metric and metric in trained:
+        raise ConfigError(f"table: metric={metric}: {metric} was trained on, and is no evidence; choose {' or '.join(able) or 'another'}")
+    if metric and metric not in able:
+        raise ConfigError(f"table: metric={metric}: no judge that every row has and none was trained on; {nearest(metric, able)}")
+    return metric or next(iter(able), None)
