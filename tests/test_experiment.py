@@ -99,6 +99,7 @@ def prompt_files(choice: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
+@pytest.mark.filterwarnings("ignore:eval.judges")
 def test_every_choice_is_built(
     group: str,
     choice: str,

@@ -201,10 +201,11 @@ class Experiment:
     @property
     def labels(self) -> dict[str, str]:
         """What each judge's scores are evidence of, by name."""
-        return {judge.reward.name: label_of(judge.reward, self.trained_on) for judge in self.judges}
+        return {judge.reward.name: label_of(judge.reward, self.trained)[0] for judge in self.judges}
 
     @property
-    def trained_on(self) -> Reward | None:
+    def trained(self) -> Reward | None:
+        """The reward that training optimises, if one."""
         return self.reward if self.method.optimises else None
 
     @property
