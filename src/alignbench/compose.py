@@ -31,7 +31,7 @@ OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
 # ends of keys whose files count in a run's identity by what is in them
-FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer")
+FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".clip", ".metadata")
 FACT_KEYS = ("method.track", "model.tracks")
 
 
