@@ -32,7 +32,10 @@ OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
 # ends of keys whose files count in a run's identity by what is in them
-FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".train", ".validation", ".test")
+FILES = (
+    *(".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".clip", ".metadata"),
+    *(".train", ".validation", ".test"),
+)
 FOLDERS = (".folder",)  # and of whose files the names and sizes do
 LISTINGS = (".jsonl", ".csv", ".json", ".txt")  # of a folder of data: small, and by what is in them
 FACT_KEYS = ("method.track", "model.tracks")
