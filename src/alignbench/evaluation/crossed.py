@@ -14,7 +14,10 @@ from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Sequence[Array], Array], Array]
-"""Of how often each seed [R,S] of each method and each prompt [R,P] counts: [R,N], N quantities in R replicates."""
+"""Of how often each seed [R,S] of each method and each prompt [R,P] counts: [R,N], N quantities in R replicates.
+
+What is the same in all replicates comes as [1,...], to be broadcast; so does the result where nothing drawn matters.
+"""
 
 CHUNK = 1 << 15  # weights of (replicate, seed, prompt) at a time: what stays in a core's cache
 
@@ -123,9 +126,9 @@ def intervals(
 
     def replicates(drawn: Sequence[Array], drawn_prompts: Array) -> Array:  # [R,N]
         step = max(1, CHUNK // (max(seeds, default=1) * prompts))
-        parts = [_rows(drawn, drawn_prompts, slice(start, start + step)) for start in range(0, how.replicates, step)]
+        rows = [slice(start, start + step) for start in range(0, how.replicates, step)]
         with np.errstate(invalid="ignore"):  # 0 / 0 is named below
-            values = np.concatenate([statistic(*part) for part in parts])
+            values = np.concatenate([statistic([_part(each, r) for each in drawn], _part(drawn_prompts, r)) for r in rows])
         if not np.isfinite(values).all():
             raise ValueError("too few scores: a replicate has none")
         return values
@@ -192,8 +195,5 @@ def _counts(rng: np.random.Generator, size: int, replicates: int) -> Array:
     return rng.multinomial(size, np.full(size, 1 / size), size=replicates).astype(np.float64)
 
 
-def _rows(seeds: Sequence[Array], prompts: Array, rows: slice) -> tuple[list[Array], Array]:
-    """Some replicates; what is the same in all, [1,...], for each of them."""
-    count = max(len(part[rows]) for part in (*seeds, prompts) if len(part) > 1)
-    full = [part[rows] if len(part) > 1 else np.broadcast_to(part, (count, part.shape[1])) for part in (*seeds, prompts)]
-    return full[:-1], full[-1]
+def _part(draws: Array, rows: slice) -> Array:
+    return draws[rows] if len(draws) > 1 else draws

@@ -47,7 +47,7 @@ def front_area(points: Sequence[Point], how: Bootstrap, *, base: float, limit: f
     means, sizes, prompts = _means(points, shared)
 
     def swept(seeds: Sequence[Array], drawn: Array) -> Array:
-        xs, ys = (np.stack([mean(seeds, drawn) for mean in coordinate], axis=1) for coordinate in means)  # [R,N]
+        xs, ys = (np.stack(np.broadcast_arrays(*(mean(seeds, drawn) for mean in coordinate)), axis=1) for coordinate in means)  # [R,N]
         return area(xs, ys, base=base, limit=limit)[:, None]
 
     return intervals(swept, sizes, prompts, how)[0]

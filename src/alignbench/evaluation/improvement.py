@@ -54,8 +54,9 @@ def improvement(a: ArrayLike, b: ArrayLike, how: Bootstrap) -> Improvement:
     def shares(seeds: Sequence[Array], prompts: Array) -> Array:
         summed = (prompts @ by_prompt.reshape(len(by_prompt), -1)).reshape(len(prompts), *by_prompt.shape[1:])
         each = iter(seeds)
-        both = [next(each) if has else np.ones((len(prompts), 1)) for has in trained]
-        total = np.einsum("ra,rb,rabi->ri", *both, summed, optimize=True)
+        first, second = (next(each) if has else np.ones((1, 1)) for has in trained)
+        of_second = (first[:, None] @ summed.reshape(len(prompts), len(ours), -1)).reshape(-1, len(theirs), 4)
+        total = (second[:, None] @ of_second)[:, 0]
         win, tie, loss = (total[:, :3] / total[:, 3:]).T
         return np.stack([win + tie / 2, win, tie, loss], axis=1)
 
