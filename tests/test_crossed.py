@@ -231,7 +231,7 @@ def test_a_profile_by_hand() -> None:
         (np.zeros((2, 0)), "must be"),
         ([[math.inf, 1.0]], "infinite"),
         ([[1.0, NAN], [2.0, NAN]], "prompt 1 has no score"),
-        ([[1.0], [2.0]], "1 prompts"),
+        ([[1.0], [2.0]], "1 prompt; "),
     ],
 )
 def test_wrong_values_are_named(values: Any, message: str) -> None:

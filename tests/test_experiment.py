@@ -24,7 +24,7 @@ from alignbench.config import MissingAsset, choices, conf_folder, located
 from alignbench.evaluation.callbacks import standing
 from alignbench.experiment import Experiment, costs, outline
 from alignbench.report.record import read_about, read_config, read_metrics, read_result, read_run, read_samples
-from alignbench.rewards import hpsv2_official, imagereward_official
+from alignbench.rewards import geneval, hpsv2_official, imagereward_official
 from alignbench.rewards.brightness import Brightness
 from alignbench.rewards.imagereward import ImageReward, Sizes
 from alignbench.rng import generator
@@ -75,12 +75,15 @@ def elsewhere(choice: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Image.new("L", (8, 8), 255).save("heat.png")
     Path("judge.py").write_text(ADAPTER)
     monkeypatch.setattr("alignbench.rewards.worker.environment", lambda *_: Path(sys.executable))
-    for module in (imagereward_official, hpsv2_official):
+    for module in (imagereward_official, hpsv2_official, geneval):
         monkeypatch.setattr(module, "SCRIPT", "judge.py")
     if choice == "remote":
         server = Server(Brightness(), "cpu", "127.0.0.1", 0)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return [f"reward.url=http://127.0.0.1:{server.server_port}"]
+    if choice == "geneval":
+        Path("detector.pth").write_bytes(b"weights")
+        Path("geneval.jsonl").write_text('{"prompt": "a cat", "tag": "single_object", "include": [{"class": "cat", "count": 1}]}')
     if choice in WEIGHTS:
         Path(WEIGHTS[choice]).write_bytes(b"weights")
         Path("vocab.txt").write_text("[PAD]")
@@ -99,6 +102,7 @@ def prompt_files(choice: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
+@pytest.mark.filterwarnings("ignore:eval.judges")
 def test_every_choice_is_built(
     group: str,
     choice: str,

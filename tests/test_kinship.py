@@ -12,14 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.config import choices, conf_folder
+from alignbench.evaluation.evaluate import described, label_of
+from alignbench.meters import Meters
 from alignbench.rewards.base import UNKNOWN, Reward, kinship
 from alignbench.rewards.brightness import Brightness, LightLeft
 from alignbench.rewards.clip import stands_on
 from alignbench.rewards.colour import Colour
 from alignbench.rewards.exact_judge import ExactJudge
 from alignbench.rewards.heat_map import HeatMap
+from alignbench.rewards.judge import Judge
 from alignbench.rewards.mix import Mix
 from alignbench.rewards.scene_judge import SceneJudge
+from alignbench.rewards.scene_panel import ScenePanel
 from alignbench.rewards.wire import said_kin, take_kin
 from alignbench.signatures import fact_of
 
@@ -152,6 +156,21 @@ def test_of_clip_the_sizes_tell_the_backbone_and_the_hub_id_the_data() -> None:
     bigger = CLIPVisionConfig(**large, image_size=336)
     assert stands_on(bigger, "openai/clip-vit-large-patch14-336")[0] == ("CLIP ViT-L/14@336", "CLIP ViT-L/14")
     assert stands_on(bigger, "folder")[1] == stands_on(bigger, "laion/openai/x")[1] == (UNKNOWN,)
+
+
+def test_the_label_in_tables_follows() -> None:
+    exact, scene, colour, net = ExactJudge(), SceneJudge(), Colour(width=0.35), Says("net", (UNKNOWN,), ())
+    assert label_of(scene, scene) == ("trained", "")
+    assert label_of(exact, exact) == ("trained", "")  # trained on, it is no gold standard
+    assert label_of(exact, scene) == ("gold", "")
+    assert label_of(colour, scene) == ("held out", "")
+    assert label_of(ScenePanel(noise=0.5, rater=0), scene) == ("related", "scene_judge and panel_0 both stand on the exact judge's reading")
+    assert label_of(net, scene)[0] == "unknown"
+    assert {label_of(each, None)[0] for each in (scene, colour, net)} == {"held out"}  # nothing was trained on
+    judges = [Judge(each, Meters()) for each in (scene, exact, ScenePanel(noise=0.5, rater=0))]
+    about = described(judges, scene, ["kl"])
+    assert [row["label"] for row in about] == ["trained", "gold", "related", "divergence"]
+    assert about[2]["note"].endswith("Not held out: scene_judge and panel_0 both stand on the exact judge's reading.")
 
 
 def test_the_page_s_table_is_true() -> None:

@@ -26,7 +26,7 @@ from alignbench.rewards.jpeg import JpegCompressibility
 from alignbench.rewards.remote import Remote
 from alignbench.rewards.sandbox_preference import SandboxPreference
 from alignbench.rewards.scene_judge import SceneJudge
-from alignbench.rewards.wire import LARGEST, NPZ, request
+from alignbench.rewards.wire import LARGEST, NPZ, request, said_kin
 from alignbench.rng import generator
 from alignbench.serve import Server
 from alignbench.worlds.scenes import all_scenes, draw
@@ -86,7 +86,8 @@ def test_what_is_served_is_the_judge_bit_for_bit(reward: Reward) -> None:
     with started(reward) as server:
         remote = asking(server, batch=len(PROMPTS))
         assert torch.equal(remote(pictures(), PROMPTS), reward(pictures(), PROMPTS))
-        assert remote.identity() == reward.identity() | {"version": __version__}
+        assert (remote.backbones, remote.datasets, remote.members) == (reward.backbones, reward.datasets, reward.members)
+        assert remote.identity() == reward.identity() | said_kin(reward) | {"version": __version__}
         assert remote.name == reward.name
         server.shutdown()
 

@@ -190,6 +190,19 @@ def test_batches_give_the_scores_of_one_call() -> None:
     assert torch.equal(reward(many.double(), prompts), one)
 
 
+def test_what_it_stands_on_is_what_its_script_says() -> None:
+    silent = made()
+    assert (silent.backbones, silent.datasets) == (("unknown",), ("unknown",))
+    says = ', "backbones": ["CLIP ViT-H/14", "BERT"], "datasets": []'
+    Path("script.py").write_text(SCRIPT.replace('"weights": ""', f'"weights": ""{says}'), encoding="utf-8")
+    telling = made()
+    assert (telling.backbones, telling.datasets) == (("CLIP ViT-H/14", "BERT"), ())
+    assert telling.identity()["backbones"] == "CLIP ViT-H/14; BERT"
+    Path("script.py").write_text(SCRIPT.replace('"weights": ""', '"weights": "", "backbones": ["two\\nlines"]'), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"its facts say backbones=.*where they are known, backbones and datasets"):
+        made()
+
+
 def test_the_pages_example_runs(tmp_path: Path) -> None:
     """In an environment with a package from the registry, which this one need not have."""
     text = PAGE.read_text(encoding="utf-8")

@@ -202,10 +202,11 @@ class Experiment:
     @property
     def labels(self) -> dict[str, str]:
         """What each judge's scores are evidence of, by name."""
-        return {judge.reward.name: label_of(judge.reward, self.trained_on) for judge in self.judges}
+        return {judge.reward.name: label_of(judge.reward, self.trained)[0] for judge in self.judges}
 
     @property
-    def trained_on(self) -> Reward | None:
+    def trained(self) -> Reward | None:
+        """The reward that training optimises, if one."""
         return self.reward if self.method.optimises else None
 
     @property
@@ -273,7 +274,7 @@ def outline(config: dict[str, Any]) -> str:
     if not config["epochs"] or "path" in config["method"]:  # nothing to train, or trajectories of the real model are needed
         return rows(terms(config))
     world = GaussianWorld(shape=(4, 64, 64), mean=0.0, std=1.0)
-    if "shift" in config["model"]["schedule"]:  # a flow's; no step is taken, so its times need not be the model's own
+    if "shift" in config["model"].get("schedule", {}):  # a flow's; no step is taken, so its times need not be the model's own
         world.times = lambda steps: torch.linspace(1, 0, steps + 1)  # type: ignore[method-assign]
         world.prediction = "velocity"
     world.grow(WHO, Spec("full", 1, 1.0, ()))

@@ -195,7 +195,7 @@ def about(experiment: Experiment, composed: Composed, history: History, peak: Pe
         "trainable_parameters": experiment.trainable_parameters,
         "epochs": history.epoch,
         "peak": peak.epoch,
-        "metrics": described(experiment.judges, experiment.trained_on, measured),
+        "metrics": described(experiment.judges, experiment.trained, measured),
         "judges": experiment.identities,
         "meters": experiment.model.meters.state(),
         "weights": {"policy": digest(experiment.method.evaluated.trainable())},

@@ -123,7 +123,7 @@ def profile(values: ArrayLike, thresholds: Sequence[float], how: Bootstrap) -> P
 
     def share(seeds: Sequence[Array], prompts: Array) -> Array:
         counted = (prompts @ by_prompt.reshape(len(by_prompt), -1)).reshape(len(prompts), *by_prompt.shape[1:])
-        total = np.einsum("rs,rst->rt", seeds[0], counted)
+        total = (seeds[0][:, None] @ counted)[:, 0]
         return total[:, :-1] / total[:, -1:]
 
     found = intervals(share, (len(table),), table.shape[1], how, bounds=(0.0, 1.0))

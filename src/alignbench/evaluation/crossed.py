@@ -14,7 +14,10 @@ from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Sequence[Array], Array], Array]
-"""Of how often each seed [R,S] of each method and each prompt [R,P] counts: [R,N], N quantities in R replicates."""
+"""Of how often each seed [R,S] of each method and each prompt [R,P] counts: [R,N], N quantities in R replicates.
+
+What is the same in all replicates comes as [1,...], to be broadcast; so does the result where nothing drawn matters.
+"""
 
 CHUNK = 1 << 15  # weights of (replicate, seed, prompt) at a time: what stays in a core's cache
 
@@ -71,14 +74,14 @@ class CrossedInterval:
     level: float
     null: float  # what the value is where nothing differs
     p: float
-    seeds: tuple[int, ...]  # of each method that takes part
+    seeds: tuple[int, ...]  # of each method that takes part and is trained
     prompts: int
     errors: Errors
 
     @property
     def over(self) -> str:
         """What the interval speaks for: with one seed of a method, not for other trainings of it."""
-        return "seeds and prompts" if min(self.seeds) > 1 else "prompts"
+        return "prompts" if 1 in self.seeds else "seeds and prompts"
 
     @property
     def excludes_null(self) -> bool:
@@ -112,20 +115,20 @@ def intervals(
     of freedom and, for the seeds of several methods together, Welch's. What is neither of seeds nor of prompts (images, and what a seed
     does to a prompt) is in both errors and so counted twice: the interval covers more than its level where that is most of the spread.
 
-    ValueError: fewer than 2 prompts, or a replicate without any score.
+    ValueError: fewer than 2 prompts, a replicate without any score.
     """
-    if prompts < 2 or min(seeds) < 1:
-        raise ValueError(f"{prompts} prompts and {min(seeds)} seeds; an interval needs at least 2 prompts and 1 seed")
+    if prompts < 2:
+        raise ValueError(f"{prompts} prompt; an interval needs 2 or more")
     rng = np.random.Generator(np.random.PCG64(how.seed))
     prompt_draws = _counts(rng, prompts, how.replicates)
     seed_draws = [_counts(rng, size, how.replicates) for size in seeds]
     once, each = [np.ones((1, size)) for size in seeds], np.ones((1, prompts))
 
     def replicates(drawn: Sequence[Array], drawn_prompts: Array) -> Array:  # [R,N]
-        step = max(1, CHUNK // (max(seeds) * prompts))
-        parts = [_rows(drawn, drawn_prompts, slice(start, start + step)) for start in range(0, how.replicates, step)]
+        step = max(1, CHUNK // (max(seeds, default=1) * prompts))
+        rows = [slice(start, start + step) for start in range(0, how.replicates, step)]
         with np.errstate(invalid="ignore"):  # 0 / 0 is named below
-            values = np.concatenate([statistic(*part) for part in parts])
+            values = np.concatenate([statistic([_part(each, r) for each in drawn], _part(drawn_prompts, r)) for r in rows])
         if not np.isfinite(values).all():
             raise ValueError("too few scores: a replicate has none")
         return values
@@ -141,7 +144,7 @@ def intervals(
         errors = _corrected(of_seeds, seeds, of_prompts, prompts, least)
         ends = [_student(float(value[n]), float(nulls[n]), errors[n], how.level) for n in range(len(value))]
     else:
-        of_all = np.sqrt(sum(error**2 for error in of_seeds))
+        of_all = np.sqrt(sum((error**2 for error in of_seeds), np.zeros_like(value)))
         errors = [_errors(of_all[n], math.inf, of_prompts[n], math.inf) for n in range(len(value))]
         both = replicates(seed_draws, prompt_draws)
         ends = [_percentiles(both[:, n], float(nulls[n]), how.level) for n in range(len(value))]
@@ -162,8 +165,8 @@ def intervals(
 
 
 def _corrected(of_seeds: list[Array], seeds: tuple[int, ...], of_prompts: Array, prompts: int, least: Array) -> list[Errors]:
-    variances = np.stack([error**2 * size / max(size - 1, 1) for error, size in zip(of_seeds, seeds, strict=True)])  # [M,N]
-    freedoms = np.array([[size - 1.0] for size in seeds])
+    freedoms = np.array(seeds, np.float64)[:, None] - 1
+    variances = np.reshape(of_seeds, (len(seeds), len(least))) ** 2 * (freedoms + 1) / np.maximum(freedoms, 1)  # [M,N]
     total, welch = variances.sum(0), (variances**2 / np.maximum(freedoms, 1)).sum(0)
     freedom = np.divide(total**2, welch, out=np.full_like(total, np.inf), where=welch > 0)
     small = total < least**2
@@ -192,8 +195,5 @@ def _counts(rng: np.random.Generator, size: int, replicates: int) -> Array:
     return rng.multinomial(size, np.full(size, 1 / size), size=replicates).astype(np.float64)
 
 
-def _rows(seeds: Sequence[Array], prompts: Array, rows: slice) -> tuple[list[Array], Array]:
-    """Some replicates; what is the same in all, [1,...], for each of them."""
-    count = max(len(part[rows]) for part in (*seeds, prompts) if len(part) > 1)
-    full = [part[rows] if len(part) > 1 else np.broadcast_to(part, (count, part.shape[1])) for part in (*seeds, prompts)]
-    return full[:-1], full[-1]
+def _part(draws: Array, rows: slice) -> Array:
+    return draws[rows] if len(draws) > 1 else draws

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from alignbench.policy import Policy
 from alignbench.rewards.base import Reward, kinship
 from alignbench.rewards.judge import Judge
 from alignbench.rng import generator
+
+Label = Literal["trained", "gold", "held out", "related", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,21 @@ def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], repl
     return table
 
 
-def label_of(reward: Reward, trained: Reward | None) -> str:
-    """What its scores are evidence of: trained, gold, held out, or related to the trained one, or nobody knows."""
-    if trained is None:
-        return "gold" if reward.gold else "held out"
-    if reward.name == trained.name:
-        return "trained"
-    return "gold" if reward.gold else kinship(trained, reward)[0]
+def label_of(reward: Reward, trained: Reward | None) -> tuple[Label, str]:
+    """What its scores are evidence of, and why they are none of anything held out. Two judges of one name never meet."""
+    if trained is not None and reward.name == trained.name:
+        return "trained", ""
+    if reward.gold:
+        return "gold", ""
+    return kinship(trained, reward) if trained is not None else ("held out", "")
 
 
 def _about(reward: Reward, trained: Reward | None) -> dict[str, Any]:
-    label = label_of(reward, trained)
-    why = f" Not held out: {kinship(trained, reward)[1]}." if trained is not None and label in ("related", "unknown") else ""
+    label, why = label_of(reward, trained)
     return {
         "name": reward.name,
         "label": label,
         "unit": reward.unit,
         "larger_is_better": True,
-        "note": " ".join((reward.__doc__ or "").split()) + why,
+        "note": " ".join([*(reward.__doc__ or "").split(), *(["Not held out:", f"{why}."] if why else [])]),
     }

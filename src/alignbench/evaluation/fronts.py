@@ -47,7 +47,7 @@ def front_area(points: Sequence[Point], how: Bootstrap, *, base: float, limit: f
     means, sizes, prompts = _means(points, shared)
 
     def swept(seeds: Sequence[Array], drawn: Array) -> Array:
-        xs, ys = (np.stack([mean(seeds, drawn) for mean in coordinate], axis=1) for coordinate in means)  # [R,N]
+        xs, ys = (np.stack(np.broadcast_arrays(*(mean(seeds, drawn) for mean in coordinate)), axis=1) for coordinate in means)  # [R,N]
         return area(xs, ys, base=base, limit=limit)[:, None]
 
     return intervals(swept, sizes, prompts, how)[0]
@@ -97,6 +97,8 @@ def _crossing(x: Array, y: Array, at: float) -> tuple[float, Array] | None:
 
 def _means(points: Sequence[Point], shared: bool) -> tuple[tuple[list[Mean], list[Mean]], tuple[int, ...], int]:
     """The mean x and the mean y of each point; how many seeds are drawn of each training, or of the one; the prompts."""
+    if not points:
+        raise ValueError("a front needs points; there is no point")
     tables = [(cells(x), cells(y)) for x, y in points]
     shapes = [table.shape for pair in tables for table in pair]
     seeds, prompts = [shape[0] for shape in shapes], {shape[1] for shape in shapes}

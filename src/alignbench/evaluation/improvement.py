@@ -25,21 +25,22 @@ class Improvement:
 
     def reversed(self) -> "Improvement":
         """Of b over a."""
-        one = self.probability
-        mirrored = replace(one, value=1 - one.value, low=1 - one.high, high=1 - one.low)
-        return Improvement(probability=mirrored, win=self.loss, tie=self.tie, loss=self.win)
+        p, win, tie, loss = (replace(one, seeds=one.seeds[::-1]) for one in (self.probability, self.loss, self.tie, self.win))
+        return Improvement(probability=replace(p, value=1 - p.value, low=1 - p.high, high=1 - p.low), win=win, tie=tie, loss=loss)
 
 
 def improvement(a: ArrayLike, b: ArrayLike, how: Bootstrap) -> Improvement:
-    """Values [S,P,K] of two methods, NaN for no score; every seed of a meets every seed of b at each image (prompt, k).
+    """Values [S,P,K] of a method or [P,K] of what is not trained, NaN for no score. Every seed of a meets every seed of b at each image.
 
-    A reference without seeds is [1,P,K]. Each (seed, seed, prompt) counts as one, its images share it.
+    Each (seed, seed, prompt) counts as one, its images share it.
 
     ValueError: not the same prompts and images, or a prompt at which no pair has both scores.
     """
-    ours, theirs = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    given = [np.asarray(values, np.float64) for values in (a, b)]
+    trained = [values.ndim == 3 for values in given]
+    ours, theirs = (values if values.ndim == 3 else values[None] for values in given)
     if ours.ndim != 3 or theirs.ndim != 3 or ours.shape[1:] != theirs.shape[1:]:
-        raise ValueError(f"two [seeds, prompts, images] on the same prompts and images are wanted, not {ours.shape} and {theirs.shape}")
+        raise ValueError(f"a is {given[0].shape} and b {given[1].shape}: the same prompts and images are wanted, [seeds, prompts, images]")
     gap = ours[:, None] - theirs[None]  # [A,B,P,K]
     scored = np.isfinite(gap)
     images = scored.sum(3)  # [A,B,P]
@@ -52,14 +53,17 @@ def improvement(a: ArrayLike, b: ArrayLike, how: Bootstrap) -> Improvement:
 
     def shares(seeds: Sequence[Array], prompts: Array) -> Array:
         summed = (prompts @ by_prompt.reshape(len(by_prompt), -1)).reshape(len(prompts), *by_prompt.shape[1:])
-        total = np.einsum("ra,rb,rabi->ri", *seeds, summed, optimize=True)
+        each = iter(seeds)
+        first, second = (next(each) if has else np.ones((1, 1)) for has in trained)
+        of_second = (first[:, None] @ summed.reshape(len(prompts), len(ours), -1)).reshape(-1, len(theirs), 4)
+        total = (second[:, None] @ of_second)[:, 0]
         win, tie, loss = (total[:, :3] / total[:, 3:]).T
         return np.stack([win + tie / 2, win, tie, loss], axis=1)
 
     least = least_error(ours, theirs)
     probability, win, tie, loss = intervals(
         shares,
-        (len(ours), len(theirs)),
+        tuple(len(values) for values, has in zip(given, trained, strict=True) if has),
         ours.shape[1],
         how,
         null=[0.5, 0.0, 0.0, 0.0],
@@ -92,7 +96,7 @@ def _probability(a: Array, b: Array) -> float:
 
 
 def win_matrix(methods: Mapping[str, ArrayLike], how: Bootstrap) -> dict[tuple[str, str], Improvement]:
-    """Each method over each other one, both ways round; [S,P,K] each. `holm` goes over each pair once."""
+    """Each method over each other one, both ways round; values as in `improvement`. `holm` goes over each pair once."""
     matrix: dict[tuple[str, str], Improvement] = {}
     for a, b in combinations(methods, 2):
         matrix[a, b] = improvement(methods[a], methods[b], how)

@@ -155,6 +155,7 @@ def _row(cell: Cell, how: Bootstrap, power: float) -> dict[str, Any]:
         "gold_gap": told(_gap(cell, cell.named("gold"), how)),
         "peak": _peak(cell, how),
         "along": _along(cell),
+        "sets": _sets(cell),
     }
 
 
@@ -180,6 +181,16 @@ def _peak(cell: Cell, how: Bootstrap) -> dict[str, Any] | None:
             "gained": told(level(gained, how, kind="mean")),
         }
     return {"epochs": [run.about["peak"] for run in cell.runs], "metrics": metrics}
+
+
+def _sets(cell: Cell) -> list[dict[str, Any]]:
+    """Of each measure of the policy's images as a set its value for each finished seed."""
+    found: dict[tuple[str, str, str], list[float | None]] = {}
+    for run in cell.runs:
+        for row in run.about["sets"]:
+            if row["who"] == "policy":
+                found.setdefault((row["space"], row["against"], row["name"]), []).append(row["value"])
+    return [{"space": space, "against": against, "name": name, "values": values} for (space, against, name), values in found.items()]
 
 
 def _along(cell: Cell) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 SHADES = ("#2468c0", "#c0392b", "#2f9e54", "#d9a514", "#8e44ad", "#16a085", "#e67e22", "#5b6770")
 Interval = dict[str, Any]
+OTHER = ("divergence", "diversity", "surprise")  # labels of what no judge gave
 
 
 def markdown(made: dict[str, Any]) -> str:
@@ -36,7 +38,7 @@ def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
     if metric is None:
         parts.append("There is no judge that every row has and none was trained on: methods are not ranked. Add held-out judges to `eval`.")
         return "\n\n".join(parts)
-    parts += [_against(one, made), _wins(one)]
+    parts += [_against(one, made), _wins(one), _cost(rows)]
     if one["fronts"]:
         parts.append(_fronts(one))
     if gaps := [row for row in rows if row["gap"] or row["gold_gap"]]:
@@ -73,46 +75,74 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def shown(interval: Interval | None, decimals: int = 3, bold: bool = False) -> str:
+def shown(interval: Interval | None, bold: bool = False) -> str:
+    """A value and its interval, with two digits of the interval's half width."""
     if interval is None:
         return "-"
-    text = f"{interval['value']:+.{decimals}f} [{interval['low']:+.{decimals}f}, {interval['high']:+.{decimals}f}]"
+    scale = (interval["high"] - interval["low"]) / 2 or abs(interval["value"]) or 1.0
+    decimals = min(max(0, 1 - math.floor(math.log10(scale))), 6)
+    text = "{value:+,.{d}f} [{low:+,.{d}f}, {high:+,.{d}f}]".format(**interval, d=decimals)
     return f"**{text}**" if bold and (interval["low"] > 0 or interval["high"] < 0) else text
 
 
-def _plain(interval: Interval, decimals: int = 3) -> str:
-    return f"{interval['value']:,.{decimals}f}"
+def _plain(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+def _names(rows: Sequence[dict[str, Any]], *, judges: bool) -> list[str]:
+    """The metrics of judges, or those that no judge gave."""
+    found = {name: row["metrics"][name]["label"] for row in rows for name in row["metrics"]}
+    return [name for name, label in found.items() if (label not in OTHER) == judges]
 
 
-def _main(rows: Sequence[dict[str, Any]], one: dict[str, Any], made: dict[str, Any]) -> str:
-    names = _names(rows)
-    head = ["method", "trained on", "seeds"]
+def _changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """A column a metric: its head, and the cells of the reference and of each row."""
+    head, body = [], [[_plain(next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"])) for name in names]]
     for name in names:
-        roles = {row["metrics"][name]["label"] for row in rows if name in row["metrics"]}
-        head.append(f"{name} ({', '.join(sorted(roles - {name}))})" if roles != {name} else name)
-    head += ["reward queries", "network evaluations"]
-    start = {name: next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"]) for name in names}
-    body = [["reference", "-", "-", *(f"{start[name]:,.3f}" for name in names), "0", "0"]]
+        roles = {row["metrics"][name]["label"] for row in rows if name in row["metrics"]} - {name, "trained"}
+        head.append(f"{name} ({', '.join(sorted(roles))})" if roles else name)
     for row in rows:
-        failed = f", {len(row['failed'])} failed" if row["failed"] else ""
         cells = []
         for name in names:
             found = row["metrics"].get(name)
             mark = " †" if found and found["label"] == "trained" else ""
-            cells.append(f"{_plain(found['mean'])} ({shown(found['change'], bold=not mark)}){mark}" if found else "-")
+            judged = bool(found) and found["label"] not in (*OTHER, "trained")
+            cells.append(f"{_plain(found['mean']['value'])} ({shown(found['change'], bold=judged)}){mark}" if found else "-")
+        body.append(cells)
+    return head, body
+
+
+def _main(rows: Sequence[dict[str, Any]], one: dict[str, Any], made: dict[str, Any]) -> str:
+    head, (start, *body) = _changes(rows, _names(rows, judges=True))
+    lines = [["reference", "-", "-", *start, "0", "0"]]
+    for row, cells in zip(rows, body, strict=True):
+        failed = f", {len(row['failed'])} failed" if row["failed"] else ""
         trained = [name for name, found in row["metrics"].items() if found["label"] == "trained"]
         spent = [_range(row["reward_queries"]), _range(row["network_evaluations"])]
-        body.append([row["label"], trained[0] if trained else "-", f"{len(row['seeds'])}{failed}", *cells, *spent])
+        lines.append([row["label"], trained[0] if trained else "-", f"{len(row['seeds'])}{failed}", *cells, *spent])
     ranked = f" Rows are in the order of the change in {one['ranked_by']}." if one["ranked_by"] else ""
     return (
-        _table(head, body)
+        _table(["method", "trained on", "seeds", *head, "reward queries", "network evaluations"], lines)
         + f"\n\nMean (paired change against the reference, with its interval; bold where that excludes 0).{ranked} † trained on: no "
         "evidence by itself, never ranked on. A failed seed counts as the reference. Interquartile means and what could be detected at "
         f"{100 * made['power']:g} % power are in table.json and table.csv."
+    )
+
+
+def _cost(rows: Sequence[dict[str, Any]]) -> str:
+    """Divergence and diversity, image by image and as sets."""
+    head, (start, *body) = _changes(rows, _names(rows, judges=False))
+    sets = list(dict.fromkeys((each["space"], each["against"], each["name"]) for row in rows for each in row["sets"]))
+    lines = [["reference", *start, *("-" for _ in sets)]]
+    for row, cells in zip(rows, body, strict=True):
+        found = {(each["space"], each["against"], each["name"]): each["values"] for each in row["sets"]}
+        means = [[value for value in found.get(key, []) if value is not None] for key in sets]
+        lines.append([row["label"], *cells, *(f"{sum(values) / len(values):.3g}" if values else "-" for values in means)])
+    named = [f"{name}, {space}" + (f", against {against}" if against != "reference" else "") for space, against, name in sets]
+    return (
+        f"## What it cost\n\n{_table(['method', *head, *named], lines)}\n\n"
+        "Mean (change, with its interval); measures of sets are means over the seeds that finished, of a seed's images against the "
+        "reference's unless said otherwise."
     )
 
 
@@ -163,7 +193,7 @@ def _fronts(one: dict[str, Any]) -> str:
         [
             front["method"],
             ", ".join(f"({point['x']:.1f}, {point['y']:+.3f}){'' if point['on_front'] else ' dominated'}" for point in front["points"]),
-            shown(front["area"], 2),
+            shown(front["area"]),
             shown(front["matched"]),
         ]
         for front in one["fronts"]

@@ -17,6 +17,8 @@ HUB_LICENCES = {
 HELD_OUT = {
     "trained": "the reward that was trained on",
     "held out": "a reward that training never saw",
+    "related": "a reward that shares a backbone, data or a judge with the trained one, so no evidence of its own",
+    "unknown": "a reward of which it is not known whether it shares something with the trained one",
     "gold": "the truth that the trained reward stands for; training never saw it",
     "divergence": "how far from where training started",
     "surprise": "how hard the images are to denoise for the frozen reference",

@@ -20,9 +20,20 @@ from alignbench.report.record import Record, picture_path, read_config, read_met
 
 SIDES = ("reference", "policy")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-ROLES = {"trained": "the reward it was trained on", "gold": "the gold standard", "held out": "held out from training"}
+ROLES = {
+    "trained": "the reward it was trained on",
+    "gold": "the gold standard",
+    "held out": "held out from training",
+    "related": "related to the reward it was trained on",
+    "unknown": "not known to be held out",
+}
 
-NO_VERDICT = {"trained": "trained on: no verdict", "divergence": "a cost: no verdict"}
+NO_VERDICT = {
+    "trained": "trained on: no verdict",
+    "related": "not held out: no verdict",
+    "unknown": "not known to be held out: no verdict",
+    "divergence": "a cost: no verdict",
+}
 
 
 @dataclass(frozen=True)
