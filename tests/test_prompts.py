@@ -16,6 +16,7 @@ import yaml
 from conftest import MORE, yaml_of
 from hatchling.builders.wheel import WheelBuilder
 
+from alignbench import compose as compose_module
 from alignbench.__main__ import main
 from alignbench.compose import compose
 from alignbench.config import ConfigError, MissingAsset, choices, conf_folder, located
@@ -69,6 +70,7 @@ def some(count: int) -> list[str]:
         ["the dog's bone", "the dogs bone", "the dog’s bone"],
         ["a red-haired woman", "red haired woman", "a red\u2014haired woman"],
         ["zero\u200bwidth", "zerowidth", "\ufeffzerowidth"],
+        ["an old cat", "the old cat", "a cat, old", "old cat"],
         ["a", "A", " a "],
     ],
     ids=lambda prompts: prompts[0],
@@ -408,18 +410,26 @@ def test_a_whole_benchmark_is_evaluated_where_nothing_is_trained() -> None:
     assert (len(built.prompts.train), len(built.prompts.validation), len(built.prompts.test)) == (0, 0, 553)
 
 
-def test_what_a_file_holds_is_part_of_a_run_s_identity_and_where_it_lies_is_too(tmp_path: Path) -> None:
-    from alignbench.compose import _digest
+def test_what_a_file_holds_is_part_of_a_run_s_identity(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.txt" for name in ("path", *SPLITS)}
+    for file in files.values():
+        file.write_text("a cat\n")
 
-    hashes = set()
-    for text in ("a cat\n", "a dog\n", "a cat\n"):
-        for name in ("p.txt", "train.txt"):
-            (tmp_path / name).write_text(text)
-        _digest.cache_clear()
-        files = [f"dataset.{split}={tmp_path / 'train.txt'}" for split in SPLITS]
-        hashes |= {compose(["dataset=prompts", f"dataset.path={tmp_path / 'p.txt'}", "epochs=1"]).hash}
-        hashes |= {compose(["dataset=prompt_files", *files, "epochs=1"]).hash}
-    assert len(hashes) == 4
+    def hashes() -> tuple[str, str]:
+        compose_module._digest.cache_clear()
+        three = [f"dataset.{split}={files[split]}" for split in SPLITS]
+        return tuple(
+            compose([*words, "epochs=1"]).hash
+            for words in (["dataset=prompts", f"dataset.path={files['path']}"], ["dataset=prompt_files", *three])
+        )
+
+    before = hashes()
+    assert hashes() == before
+    for name, file in files.items():
+        file.write_text("a dog\n")
+        after = hashes()
+        assert [one != other for one, other in zip(before, after, strict=True)] == [name == "path", name != "path"]
+        before = after
 
 
 # --- draws
