@@ -104,6 +104,7 @@ def compared(found: list[Found], metric: str, how: Bootstrap, power: float) -> d
     return {
         "level": how.level,
         "replicates": how.replicates,
+        "seed": how.seed,
         "power": power,
         "without_a_row": sorted(each.folder.name for each in lost if each.said["cell"] not in cells),
         "comparisons": [_comparison(json.loads(key), ones, metric, how, power) for key, ones in sorted(groups.items())],

@@ -117,7 +117,7 @@ def tabulate(cells: Sequence[Cell], ranked_by: str | None, how: Bootstrap, power
     order = sorted(range(len(cells)), key=lambda n: -rows[n]["metrics"][ranked_by]["change"]["value"])
     found["rows"] = [rows[n] for n in order]
     cells = [cells[n] for n in order]
-    wins = win_matrix({"reference": cells[0].start(ranked_by)[None], **{cell.label: cell.values(ranked_by) for cell in cells}}, how)
+    wins = win_matrix({"reference": cells[0].start(ranked_by), **{cell.label: cell.values(ranked_by) for cell in cells}}, how)
     found |= {
         "contrasts": _contrasts(cells, ranked_by, how, power),
         "wins": [{"a": a, "b": b, **_wins(one)} for (a, b), one in wins.items()],
