@@ -44,8 +44,7 @@ def recompute(runs, by, made):  # runs: name of a row -> its folders; by: the me
     y = {"reference": get(name, by, "reference")[:1], **{name: get(name, by) for name in cells}}
     moved, kl = {name: (y[name] - y["reference"]).mean(2) for name in y}, {name: get(name, "kl").mean(2) for name in cells}
     for a, b in itertools.permutations(y, 2):
-        real = [len(y[each]) for each in (a, b) if each != "reference"]
-        h = beats(y[a][:, None], y[b][None]).squeeze(tuple(axis for axis, each in enumerate((a, b)) if each == "reference"))  # [A,B,P] or [S,P]
+        real, h = [len(y[each]) for each in (a, b) if each != "reference"], beats(y[a][:, None], y[b][None]).squeeze(tuple(axis for axis, each in enumerate((a, b)) if each == "reference"))  # [A,B,P] or [S,P]
         q = np.mean([(beats(one, other).mean() - 0.5) ** 2 for each in (a, b) for one, other in itertools.combinations(y[each], 2)] or [0.0])
         least = math.sqrt(q / max(real) if min(real) == 1 or len(real) == 1 else q * (sum(real) + 1) / (3 * math.prod(real)))
         stat = lambda s, w: np.einsum(h, range(h.ndim), *itertools.chain(*([v, [i]] for i, v in enumerate([*s, w])))) / math.prod(v.sum() for v in [*s, w])
