@@ -37,6 +37,9 @@ MORE = {
     "human": ["reward.path=labels"],
     "geneval": ["reward.path=detector.pth", "reward.metadata=geneval.jsonl"],
     "heat_map": ["reward.path=heat.png"],
+    "prompts": ["dataset.path=prompts.txt"],
+    "prompt_files": ["dataset.train=train.txt", "dataset.validation=validation.txt", "dataset.test=test.txt"],
+    "hub_prompts": ["dataset.repository=someone/prompts", "dataset.files=[prompts.txt]"],
 }  # no default
 FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
 

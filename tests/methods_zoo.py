@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from conftest import FULL
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from torch import Generator, Tensor
 
 from alignbench.checkpoint import AtomicCheckpointIO
 from alignbench.methods.base import Method
 from alignbench.methods.d3po import D3PO
 from alignbench.methods.ddpo import DDPO
 from alignbench.methods.di_star import DIStar
+from alignbench.methods.diffusion_dpo import DiffusionDPO
 from alignbench.methods.kl_rlhf import KLRLHF
 from alignbench.methods.pso import PSO
 from alignbench.methods.pxpo import PXPO
@@ -82,6 +83,20 @@ class Brightness(Hill):
         return images.mean(1)
 
 
+class GivenPairs:
+    """Pairs of the Gaussian world's images, the brighter one preferred; a third of them ties."""
+
+    decided = 2 / 3
+
+    def draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        one, other = torch.randn(2, count, 1, 2, 2, generator=generator, dtype=torch.float64)
+        brighter = (one.mean((1, 2, 3)) > other.mean((1, 2, 3)))[:, None, None, None]
+        win, lose = torch.where(brighter, one, other), torch.where(brighter, other, one)
+        prompts = [PROMPTS[index] for index in torch.randint(len(PROMPTS), (count,), generator=generator).tolist()]
+        weight = (torch.rand(count, generator=generator) < self.decided).float()
+        return win.expand(-1, 3, -1, -1), lose.expand(-1, 3, -1, -1), prompts, weight
+
+
 def ddim(guidance: float = 2.0) -> DDIM:
     return DDIM(steps=4, eta=1.0, guidance=guidance, deterministic=0)
 
@@ -123,6 +138,7 @@ RWR_ = (
     {"images": 12, "images_per_prompt": 4, "batch": 12, "steps": 2} | {"form": "dense", "inverse_temperature": 5.0, "percentile": 0.7},
 )
 SFT_ = (SFT, ddim, {"images": 12, "images_per_prompt": 4, "batch": 12, "steps": 2, "drop_prompt": 0.2, "pictures": None})
+DIFFUSION_DPO = (DiffusionDPO, ddim, {"batch": 12, "steps": 2, "beta": 20.0, "reduce": "mean", "drop_prompt": 0.2, "pairs": GivenPairs()})
 
 Entry = tuple[Callable[..., Method], Callable[[], Sampler], dict[str, Any]]
 
@@ -158,6 +174,8 @@ ZOO: dict[str, Entry] = {
     "rwr": RWR_,
     "rwr_sparse": variant(RWR_, form="sparse", percentile=0.5),
     "sft": SFT_,
+    "diffusion_dpo": DIFFUSION_DPO,
+    "diffusion_dpo_sum": variant(DIFFUSION_DPO, reduce="sum", beta=2.0),
 }
 
 

@@ -14,9 +14,11 @@ import torch
 from linear_gaussian import Law, Linear, Quadratic, expected, fixed_point, law, tilted
 from torch import Tensor
 
+from alignbench.datasets.scenes import ScenePairs
 from alignbench.methods.d3po import D3PO
 from alignbench.methods.ddpo import DDPO
 from alignbench.methods.di_star import DIStar, GeneratorTurn, Turn
+from alignbench.methods.diffusion_dpo import DiffusionDPO
 from alignbench.methods.kl_rlhf import KLRLHF
 from alignbench.methods.pso import PSO
 from alignbench.models.base import Spec
@@ -29,7 +31,7 @@ from alignbench.rng import Draws, Generators, generator
 from alignbench.samplers.ddim import DDIM
 from alignbench.samplers.few_step import FewStep
 from alignbench.samplers.one_step import OneStep
-from alignbench.tables import Pair, Rollout, Transition
+from alignbench.tables import Noised, NoisedPair, Pair, Rollout, Transition
 
 COPY = Spec("full", 1, 1.0, ())
 DIVERGENCES: tuple[Divergence, ...] = ("kl", "l2", "pseudo_huber")
@@ -279,6 +281,19 @@ def log_odds() -> list[Row]:
 PAIRS, BETA = 8192, 0.5
 
 
+def minimise(parameter: Tensor, loss: Callable[[], Tensor]) -> None:
+    """To the end."""
+    optimizer = torch.optim.LBFGS([parameter], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
 class Pairs:
     """Pairs of the reference's images, and a method that learns from labels on them by the one step that has a likelihood."""
 
@@ -318,19 +333,56 @@ class Pairs:
         """Train on (winners, losers, weights) to the end; the slope of beta x log-ratio on the reward, over pairs, and the step's shift."""
         policy, shift = self.method.policy, self.method.policy.trainable()["shift"]
         shift.data.zero_()
-        optimizer = torch.optim.LBFGS([shift], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = torch.stack([self.method.loss(Pair(self.rows(win), self.rows(lose), each))[0] for win, lose, each in labels]).sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        minimise(
+            shift,
+            lambda: torch.stack([self.method.loss(Pair(self.rows(win), self.rows(lose), each))[0] for win, lose, each in labels]).sum(),
+        )
         with torch.no_grad():
             ratio = BETA * (policy.log_ratio(self.rows(self.first), "image") - policy.log_ratio(self.rows(self.second), "image"))
         difference = self.reward(self.images[self.first], []) - self.reward(self.images[self.second], [])
         return (ratio @ difference / (difference @ difference)).item(), moved(policy, self.rollout.x[:, 0]).mean().item()
+
+
+def given_pairs() -> list[Row]:
+    """Diffusion-DPO at a single t, on images that nobody sampled: Bradley-Terry's labels by a linear reward have their optimum at
+    shift = slope V / (beta alpha^2), V = alpha^2 s^2 + sigma^2.
+
+    With one noise a pair the margin is (alpha^2 / V) <shift, x0_win - x0_lose>: what both errors share cancels, and so do the squares. With
+    two noises they do not, and the shift comes out smaller; labels the wrong way round turn it round.
+    """
+    model, slope = a_world(), 1.5
+    model.copies["policy"]["gain"].requires_grad_(False)
+    policy = Policy(model, DDIM(steps=4, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=10**5)
+    common_ = common(policy, Linear(1.0), 0.05)
+    method = DiffusionDPO(batch=1, steps=1, beta=BETA, reduce="sum", drop_prompt=0.0, pairs=ScenePairs(), **common_)
+    first, second, eps, other = (
+        torch.randn(PAIRS, *model.shape, generator=Quick(0, 0).one(name), dtype=torch.float64)
+        for name in ("first", "second", "eps", "other")
+    )
+    likely = (slope * (first - second)).flatten(1).sum(1).sigmoid()
+    coin = torch.rand(PAIRS, generator=Quick(0, 0).one("labels"), dtype=torch.float64) < likely
+    chosen = torch.where(coin[:, None, None, None], first, second), torch.where(coin[:, None, None, None], second, first)
+    alpha, sigma = diffused(model, NOISE_TIME)
+    goal = slope * (alpha**2 * model.std**2 + sigma**2) / (BETA * alpha**2)
+    t, cond, one = torch.full((PAIRS,), NOISE_TIME), model.encode([""]).expand(PAIRS, -1, -1), torch.ones(PAIRS, dtype=torch.float64)
+
+    def learned(*labels: tuple[Tensor, Tensor, Tensor], noise: Tensor = eps) -> float:
+        """The shift at the optimum of (winners, losers, weights); noise: on the second image."""
+        shift = policy.trainable()["shift"]
+        shift.data.zero_()
+        batches = [NoisedPair(*(Noised(x0, e, t, cond, weight) for x0, e in ((win, eps), (lose, noise)))) for win, lose, weight in labels]
+        minimise(shift, lambda: torch.stack([method.loss(batch)[0] for batch in batches]).sum())
+        return shift.mean().item()
+
+    expected_labels = (first, second, likely), (second, first, 1 - likely)
+    turned = (second, first, likely), (first, second, 1 - likely)
+    name = "diffusion_dpo"
+    return [
+        Row(f"{name}, labels expected", "shift of x0", goal, learned(*expected_labels), 1e-6),
+        Row(f"{name}, labels drawn", "shift of x0", goal, learned((*chosen, one)), 0.06 * goal),
+        Row(f"{name}, labels turned round", "shift of x0", -goal, learned(*turned), 1e-6),
+        Row(f"{name}, two noises", "shift of x0, apart", goal, learned(*expected_labels, noise=other), 0.1 * goal, differs=True),
+    ]
 
 
 # ---- DI* and DI++
@@ -631,6 +683,7 @@ PROOFS: tuple[Callable[[], list[Row]], ...] = (
     policy_gradients,
     tilted_reference,
     log_odds,
+    given_pairs,
     di_star_optima,
     di_star_gradient,
     guidance_placement,

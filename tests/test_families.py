@@ -19,8 +19,8 @@ from alignbench.report.record import read_metrics
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    "eval=quick", "eval.judges=[]", "eval.prompts=2", "eval.images=2", "eval.validation_prompts=2", "eval.grid=2", "eval.every=0",
-    "eval.batch=2", "recipe=none",
+    "eval=quick", "eval.judges=[]", "eval.features=[]", "eval.prompts=2", "eval.images=2", "eval.validation_prompts=2",
+    "eval.grid=2", "eval.every=0", "eval.batch=2", "recipe=none",
 ]  # fmt: skip
 
 

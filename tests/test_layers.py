@@ -21,6 +21,9 @@ LEAVES = {
     "objectives",
     "signals",
     "labels",
+    "weights",
+    "hub",
+    "identity",
 }  # of all; they know only each other
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
@@ -28,7 +31,7 @@ TOP = {
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},
-    {"models", "samplers", "rewards", "datasets"},
+    {"models", "samplers", "rewards", "datasets", "features"},
     {"policy", "rollouts", "checkpoint"},
     {"methods", "evaluation"},
     TOP,
@@ -38,8 +41,8 @@ ALLOWED = {
     "hydra": {"__main__", "compose", "experiment", "report.reproduce"},
     "omegaconf": {"__main__", "compose"},
     "lightning": {"methods", "evaluation", "checkpoint", "run", "experiment"},
-    "diffusers": {"models", "worlds", "rewards"},
-    "transformers": {"models", "worlds", "rewards"},
+    "diffusers": {"models", "worlds", "rewards", "features"},
+    "transformers": {"models", "worlds", "rewards", "features", "hub", "weights"},
     "peft": {"models"},
     "open_clip": {"rewards"},
 }

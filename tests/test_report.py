@@ -80,6 +80,11 @@ def fake_run(folder: Path, prompts: list[str] = HOSTILE, k: int = 1) -> Record:
                 metric("kl", "divergence", 0.0, 6.2519, [5.9113, 6.5924], unit="nats", larger=False, note="sum of the step KLs"),
                 metric("pixel_diversity", "diversity", 0.1519, 0.1174, [-0.0441, -0.0249], note="mean distance within a prompt"),
             ],
+            "sets": [
+                {"name": name, "value": value, "space": "readings", "against": "reference", "who": "policy"}
+                | {"images": 192, "images_against": 190}
+                for name, value in (("frechet", 0.012345), ("kid", -0.00021), ("coverage", None))
+            ],
             "meters": {"reward_queries": 1600, "network_evaluations": {"policy": 96_000, "reference": 16_000}},
             "weights": {"reference": "fedcba9876543210" * 4, "policy": "00112233445566778899aabbccddeeff" * 2},
         }
@@ -213,6 +218,12 @@ def test_numbers_are_those_of_the_record(run: Path, text: str) -> None:
         assert count in text
 
 
+def test_sets_stand_with_their_numbers_of_images(run: Path, tmp_path: Path, text: str) -> None:
+    assert "policy against reference readings; 192 and 190 images0.0123\N{MINUS SIGN}0.0002–" in words(text)
+    assert {"0.012345", "-0.00021"} <= {value for value, _ in Page(text).data}
+    assert "As sets" not in edited(run, tmp_path / "run", sets=[])
+
+
 def test_first_sentence(text: str) -> None:
     start = words(text)
     assert "scene_judge, the reward it was trained on, rose on 48 unseen test prompts from 0.812 to 0.901: +0.089 [0.049, 0.130]." in start
@@ -239,7 +250,7 @@ def test_verdicts(
     sign = -1 if interval and interval[0] < 0 else 1
     page = words(edited(run, tmp_path / "run", metrics=[metric("m", label, 0.5, 0.5 + 0.1 * sign, interval, larger=larger)]))
     assert sentence in page
-    assert f"images {verdict} Same prompt" in page
+    assert f"images {verdict} As sets of images" in page
 
 
 def test_decimals_keep_an_interval_off_zero(run: Path, tmp_path: Path) -> None:

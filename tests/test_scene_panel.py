@@ -10,7 +10,8 @@ from torch import Tensor
 from alignbench.compose import compose
 from alignbench.experiment import made
 from alignbench.rewards.exact_judge import ExactJudge
-from alignbench.rewards.scene_panel import ScenePanel
+from alignbench.rewards.scene_judge import SceneJudge
+from alignbench.rewards.scene_panel import ScenePanel, SmoothPanel
 from alignbench.rng import generator
 from alignbench.worlds.scenes import all_scenes, correct, draw
 
@@ -88,3 +89,14 @@ def test_raters_stand_in_one_table_and_none_is_gold(images: Tensor) -> None:
     assert torch.equal(ScenePanel(noise=0.0, rater=0)(images[-40:], PROMPTS[-40:]), ExactJudge()(images[-40:], PROMPTS[-40:]))
     chosen = made(compose(["reward=scene_panel", "reward.rater=4"]).config["reward"])
     assert (chosen.name, chosen.noise) == ("panel_4", 0.5)
+
+
+def test_the_smooth_panel_is_scene_judge_with_an_error_that_has_no_gradient(images: Tensor) -> None:
+    few, words = images[:8].clone().requires_grad_(), PROMPTS[:8]
+    scores = [SmoothPanel(noise=noise, rater=1)(few, words) for noise in (0.0, 0.3)]
+    assert torch.equal(scores[0], SceneJudge()(few, words))
+    assert (scores[1] - scores[0]).abs().max() > 0.05
+    slopes = [torch.autograd.grad(each.sum(), few)[0] for each in scores]
+    assert torch.equal(*slopes)
+    assert slopes[0].flatten(1).norm(dim=1).min() > 0
+    assert SmoothPanel(noise=0.3, rater=4).name == "smooth_panel_4"

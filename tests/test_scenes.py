@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignbench.rng import generator
-from alignbench.worlds.scenes import ATTRIBUTES, COLOURS, PIXELS, SHAPES, Scene, all_scenes, correct, coverage, draw, read
+from alignbench.worlds.scenes import ATTRIBUTES, COLOURS, PIXELS, SHAPES, Scene, all_scenes, correct, coverage, draw, nearness, read
 
 
 def test_splits_are_disjoint_and_hold_out_pairs_of_shape_and_colour() -> None:
@@ -55,3 +55,27 @@ def test_shapes_are_anti_aliased_and_have_the_right_area(shape: str) -> None:
     alpha = coverage(shape, torch.tensor([[16.0, 16.0]]), torch.tensor([radius]))[0]
     assert alpha.sum().item() == pytest.approx(area, rel=0.03)
     assert ((alpha > 0.05) & (alpha < 0.95)).any()
+
+
+def test_nearness_can_be_climbed_along_its_gradient() -> None:
+    """From scenes that show another prompt, worn by noise; and the slope is finite where a centre lies on a pixel's own."""
+    drawn, words = draw(all_scenes("train")[::100], generator(0, "slope")), [scene.caption for scene in all_scenes("train")[::100]]
+    wrong = words[1:] + words[:1]
+    images = (drawn + 0.03 * torch.randn(drawn.shape, generator=generator(0, "worn"))).clamp(0, 1)
+    ends = []
+    for sign in (1, -1):
+        x = images
+        for _ in range(10):
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(nearness(x, wrong).mean(1).sum(), x)
+            x = x + sign * 0.1 * slope / slope.flatten(1).norm(dim=1).clamp(min=1e-9)[:, None, None, None]
+        ends.append(nearness(x.detach(), wrong).mean(1))
+    start = nearness(images, wrong).mean(1)
+    assert ((ends[0] - start) > 0).float().mean() > 0.9
+    assert (ends[0] - start).mean() > 0.005
+    assert (ends[1] - start).mean() < -0.005
+    still = torch.zeros(1, 3, 32, 32)
+    still[:, 0] = coverage("ring", torch.full((1, 2), 16.5), torch.tensor([7.0]))
+    still = still.requires_grad_()
+    (slope,) = torch.autograd.grad(nearness(still, ["a large red ring in the centre on a black background"]).sum(), still)
+    assert slope.isfinite().all()

@@ -61,10 +61,12 @@ def made_by(node: dict[str, Any]) -> Any:
 
 
 def named(config: dict[str, Any]) -> list[Asset]:
-    """The weights of the model, the reward and the judges that only evaluate."""
+    """The weights of the model, the reward, and the judges and feature spaces that only evaluate."""
     model = config["model"]
     nodes = {"model": model, "reward": config["reward"]}
     nodes |= {f"eval.judges[{index}]": judge for index, judge in enumerate(config["eval"]["judges"]) if isinstance(judge, dict)}
+    nodes |= {f"eval.features[{index}]": space for index, space in enumerate(config["eval"]["features"])}
+    nodes |= {"eval.lpips": config["eval"]["lpips"]} if config["eval"]["lpips"] else {}
     found = []
     for prefix, node in nodes.items():
         for key, value, own in _strings(node):

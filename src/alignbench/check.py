@@ -24,6 +24,7 @@ ROOTS = {
     "trainer": "lightning.pytorch.trainer.trainer.",
 }
 NODES = {"eval": Eval, "budget": Budget}
+NESTED = ("alignbench.features.",)  # what a config names inside a group
 
 
 def check(config: dict, choices: dict[str, str], conf: Path) -> dict:
@@ -117,8 +118,9 @@ class _Check:
         return self.node(group, node, taken, built=True)
 
     def constructor(self, key: str, target: str) -> dict[str, Argument]:
-        if target.startswith("alignbench.") and not target.startswith(tuple(ROOTS.values())):
-            raise self.fail(key, f"{target} is not for a config", f"name a class under {', '.join(ROOTS.values())} or torch.optim.")
+        ours = (*ROOTS.values(), *NESTED)
+        if target.startswith("alignbench.") and not target.startswith(ours):
+            raise self.fail(key, f"{target} is not for a config", f"name a class under {', '.join(ours)} or torch.optim.")
         try:
             taken = constructor_of(target)
         except ValueError as error:

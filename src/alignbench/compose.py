@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignbench.check import ROOTS, check, file_of, read_choice, short
 from alignbench.config import GROUPS, HOST_ONLY, ConfigError, arguments, choices, conf_folder, parted
+from alignbench.datasets.shards import matches
 from alignbench.signatures import fact_of, nearest
 
 RESULTS_VERSION = 1  # raised by hand when the same config gives other numbers
@@ -31,7 +32,12 @@ OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
 # ends of keys whose files count in a run's identity by what is in them
-FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".clip", ".metadata")
+FILES = (
+    *(".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".clip", ".metadata"),
+    *(".train", ".validation", ".test"),
+)
+FOLDERS = (".folder",)  # and of whose files the names and sizes do
+LISTINGS = (".jsonl", ".csv", ".json", ".txt")  # of a folder of data: small, and by what is in them
 FACT_KEYS = ("method.track", "model.tracks")
 
 
@@ -68,11 +74,11 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
         raise ConfigError(f"epochs (conf/config.yaml): 0 is no value for it; method={chosen['method']} trains: set 1 or more")
     _fitting_reward(chosen, conf)
     identity = _identity(config)
-    digest = _hash(identity)
+    digest = _hash(identity, Path(config["output"]))
     name = "-".join([*(chosen[group] for group in ("method", "model", "reward", "dataset")), f"s{config['seed']}", digest[:10]])
     words = sorted(str(each.input_line) for each in parsed if not _host_only(each.key_or_group))
     command = shlex.join(["python", "-m", "alignbench", *words])
-    cell = _hash({key: value for key, value in identity.items() if key != "seed"})
+    cell = _hash({key: value for key, value in identity.items() if key != "seed"}, Path(config["output"]))
     return Composed(chosen, config, identity, digest, cell, Path(config["output"]) / name, track, command)
 
 
@@ -310,9 +316,14 @@ def _identity(config: dict) -> dict:
     return identity
 
 
-def _hash(identity: dict) -> str:
-    named = [(key, value) for key, value in _leaves(identity) if key.endswith(FILES) and isinstance(value, str)]
-    assets = {key: _digest(_asset(key, value)) for key, value in named}
+def _hash(identity: dict, output: Path) -> str:
+    named = [(key, value) for key, value in _leaves(identity) if key.endswith((*FILES, *FOLDERS)) and isinstance(value, str)]
+    assets = {}
+    for key, value in named:
+        try:
+            assets[key] = _digest(_asset(key, value), output)
+        except OSError as error:  # a name that is too long, a file that may not be read
+            raise ConfigError(f"{key}={short(value)[1:-1]}: cannot be read ({error.strerror or error}); name another file") from None
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -325,8 +336,8 @@ def _asset(key: str, value: str) -> Path:
 
 
 @lru_cache
-def _digest(path: Path) -> str | None:
-    """sha256 of a local file, pipeline or labels folder; None for what is not here (a Hub id, which its revision pins)."""
+def _digest(path: Path, output: Path) -> str | None:
+    """sha256 of a local file, pipeline, labels folder or data; None for what is not here (a Hub id, which its revision pins)."""
     if path.is_file():
         files = [path]
     elif (path / "model_index.json").is_file() or (path / "config.json").is_file():
@@ -336,9 +347,31 @@ def _digest(path: Path) -> str | None:
         pictures = ["heat/*.png"] if path / "rollouts.safetensors" in files else ["heat/*.png", "images/*.png"]  # which trajectories imply
         files = [path / "items.json", *files, *(file for each in pictures for file in sorted(path.glob(each)))]
     else:
-        return None
+        return _digest_of_data(path, output)
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             digest.update(file.relative_to(path).as_posix().encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _digest_of_data(path: Path, output: Path) -> str | None:
+    """Of a folder of data, or of the files that a pattern names: names, sizes and what the listings hold; there may be far more to read.
+
+    What runs write is no part of it, where they write into that folder.
+    """
+    files = list(_below(path, output.resolve())) if path.is_dir() else [Path(each) for each in matches(str(path))]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(path) if path.is_dir() else file}\0{file.stat().st_size}\0".encode())
+        if file.suffix in LISTINGS:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest() if files else None
+
+
+def _below(folder: Path, output: Path) -> Iterator[Path]:
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            yield from _below(each, output) if each.resolve() != output else ()
+        elif each.is_file():
+            yield each

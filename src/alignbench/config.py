@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
-from alignbench.ranges import AtLeastTwo, Count, Decay, Index, NonNegative, Positive, Text
+from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Text
 
 GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "recipe", "experiment")
 PACKAGED = "package://"
@@ -68,6 +68,12 @@ class Eval:
     noise: Index  # seed of the evaluation's noise: the same for every method and seed, so that differences are paired
     replicates: Annotated[int, Ge(100)]  # of the bootstrap
     judges: list[object]  # rewards that score beside the trained one, each with its `_target_`
+    features: list[object]  # feature spaces in which sets of images are compared, each with its `_target_`
+    lpips: object | None  # LPIPS within a prompt, with its `_target_`
+    real: object | None  # pictures to compare with, a source of datasets.pictures with its `_target_`; null: with the reference alone
+    reference_times: list[Fraction]  # at which the reference's denoising error is taken, shares of the schedule; none: it is not
+    precision_neighbours: Count  # k of precision and recall
+    coverage_neighbours: Count  # k of density and coverage
     peak: Literal["held_out", "trained"] | None  # whose validation scores choose the best checkpoint; null: none is chosen
     patience: Count | None  # validations without a new peak after which training stops; null: it goes on
 

@@ -17,8 +17,11 @@ from lightning.pytorch import Trainer
 from alignbench.checkpoint import AtomicCheckpointIO, Damaged
 from alignbench.compose import compose
 from alignbench.config import ECONOMIES, MissingAsset, arguments
-from alignbench.datasets.base import Prompts, draw, spread
-from alignbench.evaluation.evaluate import MEASURED, Scored, label_of, score
+from alignbench.datasets.base import Prompts, draw, spread, too_few
+from alignbench.datasets.pictures import Pictures
+from alignbench.evaluation.evaluate import Scored, label_of, score
+from alignbench.evaluation.measures import Measures, real_features, set_rows
+from alignbench.features.base import FeatureSpace
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
 from alignbench.models.gaussian_world import GaussianWorld
@@ -31,7 +34,7 @@ from alignbench.rewards.quarantine import Quarantine
 from alignbench.rng import Draws
 
 WHO = "policy"
-COLUMNS = ("who", "split", "seed", "epoch", "prompt_id", "prompt", "k", "image", *MEASURED)  # of samples.parquet, beside the judges'
+COLUMNS = ("who", "split", "seed", "epoch", "prompt_id", "prompt", "k", "image")  # of samples.parquet, beside what judges and measures give
 
 
 def made(node: dict[str, Any], **given: Any) -> Any:
@@ -70,6 +73,17 @@ def method_of(config: dict[str, Any], policy: Policy, judge: Judge) -> Method:
     )
 
 
+def measures_of(config: dict[str, Any]) -> Measures:
+    """Raises ValueError for what is no feature space, and for two of one name: their columns would be one."""
+    options = config["eval"]
+    spaces = [made(each) for each in options["features"]]
+    if wrong := [type(each).__name__ for each in spaces if not isinstance(each, FeatureSpace)]:
+        raise ValueError(f"eval.features: {wrong[0]} is no feature space; rewards go under eval.judges, LPIPS under eval.lpips")
+    if twice := {space.name for space in spaces if sum(other.name == space.name for other in spaces) > 1}:
+        raise ValueError(f"eval.features: {min(twice)} is there twice; take one out")
+    return Measures(spaces, made(options["lpips"]) if options["lpips"] else None, options["reference_times"])
+
+
 def guard_of(config: dict[str, Any], folder: Path | None, told: dict[str, int]) -> Guard:
     """folder: of the run, if there is one; told: what is said of the moment at which an image is kept aside."""
     quarantine = Quarantine(folder / "quarantine", told) if folder else None
@@ -85,6 +99,8 @@ class Experiment:
     policy: Policy
     reward: Reward
     judges: list[Judge]  # the trained reward first, then those that only evaluate
+    measures: Measures
+    real: Pictures | None  # what sets of images are compared with beside the reference's
     prompts: Prompts
     method: Method
     told: dict[str, int]  # seed and epoch, for what is kept aside
@@ -96,6 +112,9 @@ class Experiment:
 
         Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here.
         """
+        prompts: Prompts = made(config["dataset"])  # first: a wrong file is found before weights are loaded
+        if lacking := too_few(prompts, config["eval"], trains=bool(config["epochs"])):
+            raise ValueError(lacking)
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
@@ -104,20 +123,16 @@ class Experiment:
         policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
         reward: Reward = made(config["reward"])
         others = _one_a_name(reward, [made(each) for each in config["eval"]["judges"]])
-        if taken := [each.name for each in (reward, *others) if each.name in COLUMNS]:
+        measures = measures_of(config)
+        if taken := [each.name for each in (reward, *others) if each.name in (*COLUMNS, *measures.columns)]:
             raise ValueError(f"a judge that calls itself {taken[0]!r} would take the place of another column; give it another name")
         told = {"seed": config["seed"], "epoch": 0}
         judges = [Judge(each, model.meters, guard_of(config, folder, told)) for each in (reward, *others)]
-        prompts: Prompts = made(config["dataset"])
-        for split, key in (("validation", "validation_prompts"), ("test", "prompts")):
-            if config["eval"][key] > len(getattr(prompts, split)):
-                raise ValueError(
-                    f"eval.{key}={config['eval'][key]}: the {split} split has {len(getattr(prompts, split))} prompts; lower it"
-                )
         method = method_of(config, policy, judges[0])
         method.grow(spec)
         model.economise(**{key: config["trainer"][key] for key in ECONOMIES})
-        return cls(config, model, spec, policy, reward, judges, prompts, method, told)
+        real = made(config["eval"]["real"]) if config["eval"]["real"] else None
+        return cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told)
 
     @classmethod
     def finished(cls, folder: Path) -> "Experiment":
@@ -145,6 +160,8 @@ class Experiment:
         self.method.to(trainer.strategy.root_device)
         for judge in self.judges:
             judge.to(trainer.strategy.root_device)
+        for network in self.measures.networks:
+            network.to(trainer.strategy.root_device)
 
     def precision(self) -> AbstractContextManager[None]:
         """The update's autocast: outside it the first importance ratio of a mixed-precision run would not be 1."""
@@ -164,7 +181,15 @@ class Experiment:
         options, prompts = self.config["eval"], getattr(self.prompts, split)
         chosen = {index: prompts[index] for index in spread(prompts, count)}
         with self.precision():
-            return score(policy, self.judges, chosen, options["images"], options["noise"])
+            return score(policy, self.judges, self.measures, chosen, options["images"], options["noise"])
+
+    def sets(self, scored: dict[str, Scored]) -> list[dict[str, Any]]:
+        """How far the policy's images as a set are from the reference's, and both from real ones: the result's rows."""
+        options, sides = self.config["eval"], {who: side.features for who, side in scored.items()}
+        if self.real is not None:
+            count = options["prompts"] * options["images"]
+            sides["real"] = real_features(self.measures, self.real, count, options["noise"], options["batch"], self.model.device)
+        return set_rows(sides, self.measures.spaces, options["precision_neighbours"], options["coverage_neighbours"])
 
     def validate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """On validation prompts: means, which are one point of every curve, and a row an image (whose prompt is known by its number)."""
@@ -203,8 +228,9 @@ class Experiment:
 
     @property
     def identities(self) -> dict[str, dict[str, str]]:
-        """Who scores this run, in training and in evaluation, by name."""
-        return {judge.reward.name: judge.identity for judge in (*self.method.judges, *self.judges)}
+        """Who scores and measures this run, in training and in evaluation, by name; a feature space may be called as a judge is."""
+        judges = {judge.reward.name: judge.identity for judge in (*self.method.judges, *self.judges)}
+        return judges | {f"features: {network.name}": network.identity() for network in self.measures.networks}
 
     @property
     def trainable_parameters(self) -> int:
@@ -247,7 +273,7 @@ def outline(config: dict[str, Any]) -> str:
     if not config["epochs"] or "path" in config["method"]:  # nothing to train, or trajectories of the real model are needed
         return rows(terms(config))
     world = GaussianWorld(shape=(4, 64, 64), mean=0.0, std=1.0)
-    if "shift" in config["model"]["schedule"]:  # a flow's; no step is taken, so its times need not be the model's own
+    if "shift" in config["model"].get("schedule", {}):  # a flow's; no step is taken, so its times need not be the model's own
         world.times = lambda steps: torch.linspace(1, 0, steps + 1)  # type: ignore[method-assign]
         world.prediction = "velocity"
     world.grow(WHO, Spec("full", 1, 1.0, ()))

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,10 @@ def execute(composed: Composed) -> int:
             record.metrics([])  # a method without training has no history
         fitted = time.time()
         scored = evaluate(experiment, composed, peak)
+        sets = experiment.sets(scored)
         if not trainer.is_global_zero:
             return 0
-        finish(experiment, composed, record, history, peak, scored)
+        finish(experiment, composed, record, history, peak, scored, sets)
         record.timing(
             {
                 "device": device_name(experiment.model.device),
@@ -179,7 +179,7 @@ def anchor(model: dict[str, Any]) -> dict[str, str | None]:
     return {"start": model.get("init") or path, "score_reference": path}
 
 
-def about(experiment: Experiment, composed: Composed, history: History, peak: Peak, measured: Sequence[str]) -> dict[str, Any]:
+def about(experiment: Experiment, composed: Composed, history: History, peak: Peak, measured: dict[str, Row]) -> dict[str, Any]:
     """All that a table needs to know of a finished run beside its images' rows."""
     config, sampler = experiment.config, experiment.policy.sampler
     return {
@@ -218,14 +218,22 @@ def rows_of(experiment: Experiment, scored: dict[str, Scored], epochs: dict[str,
     return rows
 
 
-def finish(experiment: Experiment, composed: Composed, record: Record, history: History, peak: Peak, scored: dict[str, Scored]) -> None:
+def finish(
+    experiment: Experiment,
+    composed: Composed,
+    record: Record,
+    history: History,
+    peak: Peak,
+    scored: dict[str, Scored],
+    sets: list[Row],
+) -> None:
     """Write everything that is compared; the page last."""
     policy = experiment.method.evaluated
     rows = rows_of(experiment, scored, {"reference": 0, "policy": history.epoch, "peak": peak.epoch}, history)
     for row, image in zip(rows, (image for side in scored.values() for image in side.images), strict=False):
         if row["image"]:
             record.picture(row["image"], (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    run = about(experiment, composed, history, peak, scored["policy"].measured)
+    run = about(experiment, composed, history, peak, scored["policy"].measured) | {"sets": sets}
     record.samples(rows, run | {"config": composed.identity})
     shutil.rmtree(composed.folder / "weights", ignore_errors=True)  # what a killed process left half written
     if policy.who is not None and policy.trainable():
@@ -244,6 +252,16 @@ def digest(parameters: dict[str, torch.nn.Parameter]) -> str:
     return total.hexdigest()
 
 
+def sets_of(result: dict[str, Any]) -> list[str]:
+    """The policy's images as a set, a line for each feature space and what they are held against."""
+    found: dict[str, list[str]] = {}
+    for row in result["sets"]:
+        if row["who"] == "policy" and row["value"] is not None:
+            start = f"{row['images']} images against {row['images_against']} of the {row['against']}, {row['space']}"
+            found.setdefault(start.replace("of the real", "real ones"), []).append(f"{row['name']} {row['value']:.3g}")
+    return [f"{start}: {', '.join(values)}" for start, values in found.items()]
+
+
 def summary(result: dict[str, Any]) -> str:
     """The result's table for a terminal."""
     lines = [f"{'metric':<24}{'label':<12}{'reference':>10}{'policy':>10}{'change':>10}   95 % interval"]
@@ -256,6 +274,7 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
+            *sets_of(result),
             *([f"{', '.join(fewer)} of the images: the judge gave the others no score"] if fewer else []),
             f"{most['images']} images of {most['prompts']} unseen test prompts, each made by both from the same noise;",
             "the interval is over prompts and images of this one run, not over seeds",

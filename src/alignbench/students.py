@@ -7,30 +7,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
+from torch import Tensor
 
 from alignbench.datasets.base import spread
+from alignbench.evaluation.sets import frechet, kid
 from alignbench.experiment import Experiment
+from alignbench.features.readings import Readings
 from alignbench.models.stable_diffusion import StableDiffusion
 from alignbench.policy import Policy
 from alignbench.report.record import read_result
 from alignbench.rng import generator
 from alignbench.samplers.ddim import DDIM
 from alignbench.worlds.sandbox import GUIDANCE, STEPS
-from alignbench.worlds.scenes import Reading, correct
+from alignbench.worlds.scenes import correct
 
 IMAGES = 504
-
-
-class Readings(nn.Module):
-    """What the exact judge measures on an image, as features of a distance between sets of images; no Inception weights can be shipped."""
-
-    num_features = 20  # torchmetrics asks for it
-
-    def forward(self, images: Tensor) -> Tensor:
-        return Reading.of(images).features
 
 
 @torch.no_grad()
@@ -39,14 +30,9 @@ def images_of(policy: Policy, prompts: list[str], purpose: str) -> Tensor:
 
 
 def distances(real: Tensor, made: Tensor) -> tuple[float, float]:
-    """Frechet distance and KID (mean over 50 subsets of 100) between two sets of images, on the judge's readings."""
-    torch.manual_seed(0)  # KID draws its subsets
-    frechet = FrechetInceptionDistance(feature=Readings(), normalize=True)
-    kernel = KernelInceptionDistance(feature=Readings(), subsets=50, subset_size=100, normalize=True)
-    for metric in (frechet, kernel):
-        metric.update(real, real=True)
-        metric.update(made, real=False)
-    return frechet.compute().item(), kernel.compute()[0].item()
+    """Frechet distance and KID between images of the same prompts, on the judge's readings: no Inception weights can be shipped."""
+    one, other = (Readings()(images) for images in (real, made))
+    return frechet(one, other), kid(one, other, paired=True)
 
 
 def figures(student: Policy, prompts: list[str]) -> list[tuple[str, float, float, float]]:
@@ -64,7 +50,7 @@ def figures(student: Policy, prompts: list[str]) -> list[tuple[str, float, float
     return rows
 
 
-def card(result: dict[str, Any], rows: list[tuple[str, float, float, float]], digest: str) -> str:
+def card(result: dict[str, Any], rows: list[tuple[str, float, float, float]], prompts: int, digest: str) -> str:
     table = "\n".join(f"| {who} | {right:.3f} | {frechet:.4f} | {kernel:.5f} |" for who, right, frechet, kernel in rows)
     sampler = result["sampler"]
     return f"""---
@@ -80,7 +66,7 @@ sandbox's. Made by
 python -m alignbench.students <that run's folder> <this folder>
 ```
 
-On {IMAGES} test prompts (combinations of shape and colour that training never showed). *right*: share of images in which the exact judge
+On {prompts} test prompts (combinations of shape and colour that training never showed). *right*: share of images in which the exact judge
 finds all five attributes. Frechet distance and KID are to the teacher's images (guidance {GUIDANCE:g}, {STEPS} DDIM
 steps), on the judge's 20 readings an image rather than on Inception's features: compare them with each other only.
 
@@ -110,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     facts = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}  # where it lay on this machine
     config.write_text(json.dumps(facts, indent=2) + "\n")
     digest = hashlib.sha256((options.folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-    (options.folder / "README.md").write_text(card(read_result(options.run), rows, digest), encoding="utf-8")
+    (options.folder / "README.md").write_text(card(read_result(options.run), rows, len(picked), digest), encoding="utf-8")
     print((options.folder / "README.md").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""The rows that flow between the stages: Rollout -> Transition, Pair or Noised -> loss. Columns of a table share their first axis."""
+"""The rows that flow between the stages: Rollout -> Transition, Pair, Noised, NoisedPair -> loss. Columns of a table share an axis."""
 
 from dataclasses import dataclass, fields
 from typing import Self
@@ -82,3 +82,14 @@ class Noised(Table):
 
     def __len__(self) -> int:
         return len(self.x0)
+
+
+@dataclass(frozen=True)
+class NoisedPair(Table):
+    """Two images of a prompt under one noise at one time, the first the one that is preferred; they have one weight."""
+
+    win: Noised
+    lose: Noised
+
+    def __len__(self) -> int:
+        return len(self.win)

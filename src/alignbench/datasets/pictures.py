@@ -1,14 +1,17 @@
 """Pictures with prompts, for methods that learn from given images."""
 
-import json
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from alignbench.config import MissingAsset
+from alignbench.config import ConfigError, MissingAsset
+from alignbench.datasets.decode import inside, square
+from alignbench.datasets.files import read
 from alignbench.ranges import Count, Text
+
+LISTINGS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class Pictures(Protocol):
@@ -17,27 +20,28 @@ class Pictures(Protocol):
 
 
 class ImageFolder:
-    """A folder with metadata.jsonl, one {"file_name": ..., "text": ...} a line, as the Hub's image folders have it."""
+    """A folder with metadata.jsonl, .csv or .parquet, a row a picture, as the Hub's image folders have it."""
 
-    def __init__(self, *, path: Text, size: Count):
-        """size: pixels; pictures are cropped to a square around their centre and resized. Raises MissingAsset where there are none."""
-        self.folder, self.size = Path(path), size
-        listing = self.folder / "metadata.jsonl"
-        if not listing.is_file():
-            raise MissingAsset(f"pictures.path={path}: no metadata.jsonl there; it lists the pictures, a line each: file_name and text")
-        self.rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-        wrong = next((row for row in self.rows if not isinstance(row, dict) or not {"file_name", "text"} <= row.keys()), None)
-        if not self.rows or wrong is not None:
-            raise ValueError(f"pictures.path={path}: metadata.jsonl needs file_name and text in each line; got {wrong or 'no line'}")
+    def __init__(self, *, path: Text, size: Count, image: Text = "file_name", text: Text = "text"):
+        """size: pixels; pictures are cropped to a square around their centre and resized. image, text: the columns, as the Hub calls them.
+
+        Raises MissingAsset where there is no such folder or listing, ConfigError with the row for one that is wrong; a damaged picture
+        only when it is drawn.
+        """
+        folder, self.size = Path(path), size
+        there = [name for name in LISTINGS if (folder / name).is_file()]
+        if not there:
+            raise MissingAsset(f"method.pictures.path={path}: none of {', '.join(LISTINGS)} there; one lists the pictures, a row each")
+        if len(there) > 1:
+            raise ConfigError(f"method.pictures.path={path}: {' and '.join(there)} are both there; keep the one that lists the pictures")
+        self.called = f"method.pictures.path={folder / there[0]}"
+        table = read(folder / there[0], self.called, (image, text))
+        names, self.texts = table.words(image), table.words(text)
+        self.files = [inside(folder, name, f"{self.called}, row {number}") for number, name in enumerate(names, 1)]
 
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, list[str]]:
-        rows = [self.rows[index] for index in torch.randint(len(self.rows), (count,), generator=generator).tolist()]
-        return torch.stack([self._picture(row["file_name"]) for row in rows]), [row["text"] for row in rows]
+        rows = torch.randint(len(self.files), (count,), generator=generator).tolist()
+        return torch.stack([self._picture(row) for row in rows]), [self.texts[row] for row in rows]
 
-    def _picture(self, name: str) -> Tensor:
-        import numpy
-        from PIL import Image, ImageOps
-
-        with Image.open(self.folder / name) as image:
-            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
-        return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float() / 255
+    def _picture(self, row: int) -> Tensor:
+        return square(self.files[row], self.size, f"{self.called}, row {row + 1}: {self.files[row].name}")

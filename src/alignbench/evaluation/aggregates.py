@@ -105,7 +105,8 @@ def contrast(a: ArrayLike, b: ArrayLike, how: Bootstrap, *, kind: Kind) -> Cross
 
 def failed_as_reference(values: ArrayLike, reference: ArrayLike, failed: Sequence[int]) -> Array:
     """`values` [S,P,K] with the reference's [P,K] in place of the seeds `failed`: a failed training counts, as no change."""
-    kept = difference(values, reference) + np.asarray(reference, np.float64)
+    difference(values, reference)  # of fitting shapes
+    kept = np.array(values, np.float64)
     for seed in failed:
         if not 0 <= seed < len(kept):
             raise ValueError(f"failed seed {seed} is none of the {len(kept)} seeds")

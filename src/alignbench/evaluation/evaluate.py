@@ -8,28 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from alignbench.evaluation.measures import Measures, Row, facts_of
 from alignbench.evaluation.statistics import paired_difference
 from alignbench.policy import Policy
 from alignbench.rewards.base import Reward, kinship
 from alignbench.rewards.judge import Judge
 from alignbench.rng import generator
 
-Row = dict[str, Any]
 Label = Literal["trained", "gold", "held out", "related", "unknown"]
-MEASURED: dict[str, Row] = {
-    "kl": {
-        "label": "divergence",
-        "unit": "nats",
-        "larger_is_better": False,
-        "note": "path KL to where training started, summed over the steps",
-    },
-    "diversity": {
-        "label": "diversity",
-        "unit": "RMS pixel distance",
-        "larger_is_better": True,
-        "note": "between images of one prompt",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -38,7 +24,8 @@ class Scored:
 
     rows: list[Row]
     images: Tensor  # [prompts * each,3,H,W] on the CPU
-    measured: tuple[str, ...]  # the columns that no judge gave
+    measured: dict[str, Row]  # the columns that no judge gave, and what each is
+    features: dict[str, Tensor]  # [prompts * each,D] by feature space, on the CPU
 
     def mean(self, column: str) -> float:
         """Over the images that have the value; NaN where none has."""
@@ -47,7 +34,7 @@ class Scored:
 
 
 @torch.no_grad()
-def score(policy: Policy, judges: Sequence[Judge], prompts: dict[int, str], each: int, noise: int) -> Scored:
+def score(policy: Policy, judges: Sequence[Judge], measures: Measures, prompts: dict[int, str], each: int, noise: int) -> Scored:
     """`each` images a prompt. Image (prompt, k) has its own noise, the same for every method, seed and for the reference.
 
     prompts: by their index in the split; noise: the seed of the noise. Nothing here counts towards a budget.
@@ -59,8 +46,7 @@ def score(policy: Policy, judges: Sequence[Judge], prompts: dict[int, str], each
         rollout = policy.rollout(texts, "image", generators)
         images = policy.images(rollout)
         columns = {judge.reward.name: judge.score_in_parts(images, texts, policy.chunk) for judge in judges}
-        measured = {"kl": policy.path_kl(rollout)} if policy.trained_steps.any() else {}  # no likelihood, no path KL
-    measured["diversity"] = within_prompt_distance(images, each)
+        measured, features = measures.of(policy, rollout, images, texts, ids, each, noise)
     judged, columns = set(columns), columns | measured
     values = {name: column.cpu().double().tolist() for name, column in columns.items()}
     rows = [
@@ -68,19 +54,12 @@ def score(policy: Policy, judges: Sequence[Judge], prompts: dict[int, str], each
         | {name: None if name in judged and math.isnan(column[i]) else column[i] for name, column in values.items()}  # None: no score
         for i, (prompt_id, k) in enumerate(ids)
     ]
-    return Scored(rows, images.float().cpu(), tuple(measured))
+    return Scored(rows, images.float().cpu(), {name: facts_of(name, measures.spaces) for name in measured}, features)
 
 
-def within_prompt_distance(images: Tensor, each: int) -> Tensor:
-    """For each image its mean RMS pixel distance to the other images of its prompt: [B], 0 where all are the same."""
-    groups = images.float().reshape(-1, each, images[0].numel())
-    distance = torch.cdist(groups, groups) / groups.shape[-1] ** 0.5
-    return (distance.sum(-1) / max(each - 1, 1)).flatten()
-
-
-def described(judges: Sequence[Judge], trained: Reward | None, measured: Sequence[str]) -> list[dict[str, Any]]:
-    """What each column of numbers is. trained: the reward that training optimised, if one."""
-    return [_about(judge.reward, trained) for judge in judges] + [MEASURED[name] | {"name": name} for name in measured]
+def described(judges: Sequence[Judge], trained: Reward | None, measured: dict[str, Row]) -> list[dict[str, Any]]:
+    """What each column of numbers is. trained: the reward that training optimised, if it did."""
+    return [_about(judge.reward, trained) for judge in judges] + list(measured.values())
 
 
 def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], replicates: int) -> list[dict[str, Any]]:

@@ -97,6 +97,8 @@ def _crossing(x: Array, y: Array, at: float) -> tuple[float, Array] | None:
 
 def _means(points: Sequence[Point], shared: bool) -> tuple[tuple[list[Mean], list[Mean]], tuple[int, ...], int]:
     """The mean x and the mean y of each point; how many seeds are drawn of each training, or of the one; the prompts."""
+    if not points:
+        raise ValueError("a front needs points; there is no point")
     tables = [(cells(x), cells(y)) for x, y in points]
     shapes = [table.shape for pair in tables for table in pair]
     seeds, prompts = [shape[0] for shape in shapes], {shape[1] for shape in shapes}

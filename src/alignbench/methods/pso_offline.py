@@ -1,29 +1,18 @@
 """PSO, offline: given pictures against the distilled model's own samples, at its distilled time steps (2410.03190)."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignbench.config import ConfigError
 from alignbench.datasets.pictures import Pictures
 from alignbench.methods.base import Method, Metrics
 from alignbench.ranges import Count, NonNegative, Positive
 from alignbench.rng import Draws, normal
 from alignbench.schedule import Draw, Steps
-from alignbench.tables import Noised, Table
-
-
-@dataclass(frozen=True)
-class NoisedPair(Table):
-    """A picture and a sample for its prompt under one noise at one time."""
-
-    win: Noised
-    lose: Noised
-
-    def __len__(self) -> int:
-        return len(self.win)
+from alignbench.tables import Noised, NoisedPair
 
 
 class PSOOffline(Method):
@@ -67,7 +56,7 @@ class PSOOffline(Method):
         with torch.no_grad():
             wanted = torch.cat([model.latents(part.to(model.device)) for part in pictures.split(self.policy.chunk)])
         if wanted.shape[1:] != rollout.x.shape[2:]:
-            raise ValueError(f"pictures of {pictures.shape[3]}x{pictures.shape[2]} pixels do not fit the model; set method.pictures.size")
+            raise ConfigError(f"pictures of {pictures.shape[3]}x{pictures.shape[2]} pixels do not fit the model; set method.pictures.size")
         self.collected = {}
 
         def rows(step: int, part: Tensor) -> NoisedPair:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignbench.config import ConfigError
 from alignbench.datasets.pictures import Pictures
 from alignbench.methods.base import Method, Metrics
 from alignbench.ranges import Count, Fraction
@@ -48,7 +49,7 @@ class SFT(Method):
         if self.pictures is not None:
             images, texts = self.pictures.draw(steps.images, draws.one("pictures"))
             if tuple(images.shape[2:]) != tuple(model.decode(model.prior([draws.one("size")])).shape[2:]):
-                raise ValueError(f"pictures of {images.shape[3]}x{images.shape[2]} pixels do not fit the model; set method.pictures.size")
+                raise ConfigError(f"pictures of {images.shape[3]}x{images.shape[2]} pixels do not fit the model; set method.pictures.size")
             with torch.no_grad():
                 x0 = torch.cat([model.latents(part.to(model.device)) for part in images.split(self.policy.chunk)])
             weight = torch.ones(len(x0), device=x0.device, dtype=x0.dtype)

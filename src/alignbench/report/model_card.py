@@ -21,6 +21,7 @@ HELD_OUT = {
     "unknown": "a reward of which it is not known whether it shares something with the trained one",
     "gold": "the truth that the trained reward stands for; training never saw it",
     "divergence": "how far from where training started",
+    "surprise": "how hard the images are to denoise for the frozen reference",
     "diversity": "how different the images of one prompt are",
 }
 

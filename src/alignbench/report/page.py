@@ -61,6 +61,7 @@ def render(folder: Path | str) -> None:
         level=f"{100 * result.get('level', 0.95):g}",
         metrics=metrics,
         headlines=[metric for label in ROLES for metric in metrics if metric["label"] == label and metric["interval"]],
+        sets=_sets(result.get("sets", [])),
         prompts=_cards(folder, metrics),
         curves=_curves(history, result["choices"]["reward"]),
         config=yaml.safe_dump(read_config(folder), sort_keys=False, allow_unicode=True, width=100),
@@ -123,6 +124,15 @@ def _metric(metric: dict[str, Any]) -> dict[str, Any]:
         verdict = change if aside or larger is None else "better" if larger == (change == "rose") else "worse"
     role = ROLES.get(metric["label"], "")
     return {**metric, "change": change, "verdict": verdict, "aside": aside, "role": role, "decimals": _decimals(metric)}
+
+
+def _sets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line of the table for each space and pair of sets, with its values by name."""
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        line = lines.setdefault((row["space"], row["against"], row["who"]), {**row, "values": {}})
+        line["values"][row["name"]] = row["value"]
+    return list(lines.values())
 
 
 def _decimals(metric: dict[str, Any]) -> int:

@@ -10,7 +10,7 @@ from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
 from alignbench.rewards.clip import L14, Sight, Sizes, weights_at
 from alignbench.rewards.head import PUBLISHED_HEAD, HeadWidths, linear_head
-from alignbench.rewards.weights import filled, first_line, found_at, read
+from alignbench.weights import filled, first_line, found_at, read
 
 FETCH_CLIP = (
     "fetch model.safetensors (1.7 GB) with `hf download openai/clip-vit-large-patch14 model.safetensors` "

@@ -1,15 +1,14 @@
 """A frozen judge of images. Larger is better; images are [B,3,H,W] in [0,1]."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from alignbench.identity import identity
+
 UNKNOWN = "unknown"  # among the names of a judge's backbones or data: there is something that nobody has said
-PLAIN = (str, int, float, bool, tuple, list, type(None))  # attributes that are settings
 
 
 class Unreachable(RuntimeError):
@@ -62,14 +61,7 @@ class Reward(nn.Module, ABC):
 
     def identity(self) -> dict[str, str]:
         """What scores depend on beside images and prompts: name, settings and the hash of the weights; a judge elsewhere says its own."""
-        plain = {key: each for key, each in vars(self).items() if isinstance(each, PLAIN) and key[0] != "_" and key != "training"}
-        weights, digest = self.state_dict(), hashlib.sha256()
-        for key, each in sorted(weights.items()):
-            digest.update(key.encode() + each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        settings = ", ".join(f"{key}={each}" for key, each in sorted(plain.items()))
-        for words in _vocabularies(self):
-            settings += f", vocabulary={hashlib.sha256(repr(sorted(words.items())).encode()).hexdigest()[:16]}"
-        return {"name": self.name, "settings": settings, "weights": digest.hexdigest() if weights else ""}
+        return identity(self, self.name)
 
 
 def kinship(trained: Reward | type[Reward], other: Reward | type[Reward]) -> tuple[Literal["held out", "related", "unknown"], str]:
@@ -83,12 +75,3 @@ def kinship(trained: Reward | type[Reward], other: Reward | type[Reward]) -> tup
     if silent := [each.name for each, names in ((trained, first), (other, second)) if UNKNOWN in names]:
         return "unknown", f"{' and '.join(silent)}: what it stands on is not all known"
     return "held out", ""
-
-
-def _vocabularies(reward: nn.Module) -> Iterator[dict[str, int]]:
-    """Of the tokenizers in a reward's parts: words under other numbers are other scores."""
-    for part in reward.modules():
-        for each in vars(part).values():
-            tokenizer = getattr(each, "tokenizer", each)  # a processor has one
-            if hasattr(tokenizer, "get_vocab"):
-                yield tokenizer.get_vocab()

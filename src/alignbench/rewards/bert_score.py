@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignbench.config import located
-from alignbench.rewards.hub import obtained, whole, worded
+from alignbench.hub import obtained, whole, worded
 
 FETCH = (
     "fetch microsoft/deberta-xlarge-mnli (0.76 billion weights: 1.5 GB in half precision, 3 GB in single) with "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from alignbench.config import located
 from alignbench.rewards.base import UNKNOWN
 from alignbench.rewards.framing import clip_normalised, framed
-from alignbench.rewards.weights import filled, found_at, read
+from alignbench.weights import filled, found_at, read
 
 Sizes = dict[str, Any]  # arguments of transformers' CLIPConfig
 WEIGHTS = "model.safetensors"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from alignbench.config import MissingAsset, located
 from alignbench.rewards.clip import loaded, tokenizer_at, weights_at
 from alignbench.rewards.framing import clip_normalised, framed
-from alignbench.rewards.weights import first_line
+from alignbench.weights import first_line
 
 
 class ClipFeatures(nn.Module):

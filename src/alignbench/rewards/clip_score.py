@@ -6,7 +6,7 @@ from alignbench.config import MissingAsset, located
 from alignbench.ranges import Positive, Text
 from alignbench.rewards.base import Reward
 from alignbench.rewards.clip import Clip, loaded, stands_on, tokenizer_at, weights_at
-from alignbench.rewards.weights import first_line
+from alignbench.weights import first_line
 
 
 class ClipScore(Reward):

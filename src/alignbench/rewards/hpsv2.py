@@ -11,7 +11,7 @@ from alignbench.config import MissingAsset
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
 from alignbench.rewards.framing import clip_normalised, letterboxed
-from alignbench.rewards.weights import filled, first_line, found_at, read
+from alignbench.weights import filled, first_line, found_at, read
 
 VIT_H_14: dict[str, Any] = {  # arguments of open_clip's CLIP, from its own ViT-H-14.json
     "embed_dim": 1024,

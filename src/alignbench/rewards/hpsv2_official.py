@@ -5,8 +5,8 @@ from typing import Literal
 from alignbench.config import MissingAsset
 from alignbench.ranges import Count, Positive, Text
 from alignbench.rewards.hpsv2 import HPSv21
-from alignbench.rewards.weights import first_line, found_at
 from alignbench.rewards.worker import Worker
+from alignbench.weights import first_line, found_at
 
 SCRIPT = "package://rewards/official/hpsv2.py"
 PUBLISHED = {"v2.0": ("hpsv2_official", "HPS_v2_compressed.pt"), "v2.1": ("hpsv2_1_official", "HPS_v2.1_compressed.pt")}

@@ -12,7 +12,7 @@ from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
 from alignbench.rewards.framing import clip_normalised, framed
 from alignbench.rewards.head import PUBLISHED_HEAD, HeadWidths, linear_head
-from alignbench.rewards.weights import filled, first_line, found_at, read
+from alignbench.weights import filled, first_line, found_at, read
 
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072  # of raw scores, as published with the weights
 TOKENS = 35  # a prompt is cut or padded to so many, as in training

@@ -5,8 +5,8 @@ from pathlib import Path
 from alignbench.config import MissingAsset, located
 from alignbench.ranges import Count, Positive, Text
 from alignbench.rewards.imagereward import FETCH
-from alignbench.rewards.weights import first_line, found_at
 from alignbench.rewards.worker import Worker
+from alignbench.weights import first_line, found_at
 
 SCRIPT = "package://rewards/official/imagereward.py"
 

@@ -9,7 +9,7 @@ from alignbench.config import MissingAsset
 from alignbench.ranges import Text
 from alignbench.rewards.base import Reward
 from alignbench.rewards.clip import H14, Clip, Sizes, loaded, tokenizer_at, weights_at
-from alignbench.rewards.weights import first_line
+from alignbench.weights import first_line
 
 FETCH = (
     "fetch model.safetensors (3.9 GB) with `hf download yuvalkirstain/PickScore_v1 model.safetensors` "

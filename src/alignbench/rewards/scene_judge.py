@@ -10,7 +10,7 @@ class SceneJudge(Reward):
     """Mean nearness of shape, colour, size, position and background to the prompt's; a pixel earns as shape or as background."""
 
     name = "scene_judge"
-    differentiable = False
+    differentiable = True
     spatial = True
     range = (0.0, 1.0)
     unit = "0 to 1"

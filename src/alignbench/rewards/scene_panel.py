@@ -9,7 +9,7 @@ from torch import Tensor
 from alignbench.ranges import Index, NonNegative
 from alignbench.rewards.base import Reward
 from alignbench.rewards.content import contents
-from alignbench.worlds.scenes import correct
+from alignbench.worlds.scenes import correct, nearness
 
 
 class ScenePanel(Reward):
@@ -21,7 +21,7 @@ class ScenePanel(Reward):
     range = (-float("inf"), float("inf"))
     unit = "share of images"
     licence = "Apache-2.0"
-    backbones = ("the exact judge's reading",)
+    backbones = ()  # of an object: the rater, a person of its own; what raters share is the truth
     datasets = ()
 
     def __init__(self, *, noise: NonNegative, rater: Index):
@@ -29,10 +29,31 @@ class ScenePanel(Reward):
         super().__init__()
         self.noise, self.rater = noise, rater
         self.name = f"panel_{rater}"  # type: ignore[misc]
+        self.stand_on((f"rater {rater}",), ())
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        errors = torch.tensor([_normal(self.rater, content) for content in contents(images)])
-        return (correct(images, prompts).all(1) + self.noise * errors).to(images.device)
+        errors = torch.tensor([_normal(self.rater, content) for content in contents(images.detach())])
+        return (self.verdict(images, prompts) + self.noise * errors).to(images.device)
+
+    def verdict(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What all raters would say without their errors: [B]."""
+        return correct(images, prompts).all(1).float()
+
+
+class SmoothPanel(ScenePanel):
+    """The mean nearness of the five attributes, as scene_judge has it, plus one rater's normal error: its gradient is unbiased too."""
+
+    name = "smooth_panel"
+    differentiable = True
+    spatial = False
+    unit = "0 to 1"
+
+    def __init__(self, *, noise: NonNegative, rater: Index):
+        super().__init__(noise=noise, rater=rater)
+        self.name = f"smooth_panel_{rater}"  # type: ignore[misc]
+
+    def verdict(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return nearness(images, prompts).mean(1)
 
 
 def _normal(rater: int, content: bytes) -> float:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench.config import located
+from alignbench.hub import obtained, whole
 from alignbench.ranges import Text
 from alignbench.rewards.base import UNKNOWN, Reward
-from alignbench.rewards.hub import obtained, whole
 
 
 class Segmentation(Reward):

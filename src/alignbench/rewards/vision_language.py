@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.config import located
-from alignbench.rewards.hub import obtained, whole, worded
+from alignbench.hub import obtained, whole, worded
 
 FETCH = "fetch llava-hf/llava-1.5-7b-hf (14.1 GB) with `hf download llava-hf/llava-1.5-7b-hf` and put the folder's path in reward.path"
 

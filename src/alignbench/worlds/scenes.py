@@ -103,9 +103,10 @@ def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
     x = axis[None, None, :] - centre[:, 0, None, None]  # [B,1,W]
     y = axis[None, :, None] - centre[:, 1, None, None]  # [B,H,1]
     r = radius[:, None, None]
+    from_centre = (x.square() + y.square()).clamp(min=1e-12).sqrt()  # hypot's gradient at the centre itself is NaN
     match shape:
         case "circle":
-            distance = torch.hypot(x, y) - r
+            distance = from_centre - r
         case "square":
             distance = torch.maximum(x.abs(), y.abs()) - 0.88 * r
         case "triangle":  # equilateral, pointing up, circumradius 1.25 r
@@ -114,7 +115,7 @@ def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
             bar = torch.maximum(x.abs() - r, y.abs() - 0.34 * r)
             distance = torch.minimum(bar, torch.maximum(y.abs() - r, x.abs() - 0.34 * r))
         case "ring":
-            distance = (torch.hypot(x, y) - 0.75 * r).abs() - 0.25 * r
+            distance = (from_centre - 0.75 * r).abs() - 0.25 * r
         case "diamond":
             distance = (x.abs() + y.abs() - 1.3 * r) * 0.7071068
         case _:
@@ -152,11 +153,12 @@ class Reading:
         if tuple(images.shape[-2:]) != (PIXELS, PIXELS):
             size = "x".join(map(str, images.shape[-2:]))
             raise ValueError(f"the exact judge reads {PIXELS}x{PIXELS} scenes, not {size} images; choose another reward, and eval=plain")
-        images = images.detach().float().cpu()
+        images = images.float().cpu()
         pixels = images.flatten(2).transpose(1, 2)  # [B,HW,3]
         border = torch.zeros(PIXELS, PIXELS, dtype=torch.bool)
         border[[0, -1], :] = border[:, [0, -1]] = True
-        paper = pixels[:, border.flatten()].median(1).values
+        edge = pixels[:, border.flatten()]
+        paper = edge.median(1).values + (edge.mean(1) - edge.mean(1).detach())  # a median's own gradient would move one pixel of the border
         distance = (pixels - paper[:, None]).norm(dim=-1)  # [B,HW]
         strongest = distance.topk(12, dim=1).values.mean(1)  # 12 pixels: well inside the smallest shape
         far = (distance >= 0.7 * strongest[:, None]).float()
@@ -168,12 +170,14 @@ class Reading:
         axis = torch.arange(PIXELS) + 0.5
         grid = torch.stack([axis.repeat(PIXELS), axis.repeat_interleave(PIXELS)], -1)  # [HW,2] as x, y
         centre = (alpha[..., None] * grid).sum(1) / alpha.sum(1, keepdim=True).clamp(min=1e-6)
-        overlap = torch.zeros(len(images), len(SHAPES), len(SIZES))
-        for (i, shape), (j, radius) in product(enumerate(SHAPES), enumerate(SIZES.values())):
+        overlaps = []
+        for shape, radius in product(SHAPES, SIZES.values()):
+            found = []
             for jitter in (-_JITTER_RADIUS, 0.0, _JITTER_RADIUS):
                 template = coverage(shape, centre, torch.full((len(images),), radius + jitter)).flatten(1)
-                union = torch.maximum(alpha, template).sum(1)
-                overlap[:, i, j] = torch.maximum(overlap[:, i, j], torch.minimum(alpha, template).sum(1) / union)
+                found.append(torch.minimum(alpha, template).sum(1) / torch.maximum(alpha, template).sum(1))
+            overlaps.append(torch.stack(found, 1).amax(1))
+        overlap = torch.stack(overlaps, 1).unflatten(1, (len(SHAPES), len(SIZES)))
         drawn = strongest >= 0.25
         return cls(paper, ink, centre - PIXELS / 2, overlap, drawn, (alpha * drawn[:, None]).unflatten(1, (PIXELS, PIXELS)))
 

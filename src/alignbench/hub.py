@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignbench.config import MissingAsset, located
-from alignbench.rewards.weights import first_line
+from alignbench.weights import first_line
 
 
 def whole(kind: Any, path: str, revision: str | None, dtype: "torch.dtype | str", spare: str) -> Any:
