@@ -35,7 +35,6 @@ MORE = {
     "worker": ["reward.script=judge.py", "reward.requirements=numpy.txt"],
     "parity": ["reward.groups=[a cat,a dog]"],
     "human": ["reward.path=labels"],
-    "geneval": ["reward.path=detector.pth", "reward.metadata=geneval.jsonl"],
     "heat_map": ["reward.path=heat.png"],
     "prompts": ["dataset.path=prompts.txt"],
     "prompt_files": ["dataset.train=train.txt", "dataset.validation=validation.txt", "dataset.test=test.txt"],

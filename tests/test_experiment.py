@@ -83,7 +83,7 @@ def elsewhere(choice: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return [f"reward.url=http://127.0.0.1:{server.server_port}"]
     if choice == "geneval":
         Path("detector.pth").write_bytes(b"weights")
-        Path("geneval.jsonl").write_text('{"prompt": "a cat", "tag": "single_object", "include": [{"class": "cat", "count": 1}]}')
+        return ["reward.path=detector.pth"]
     if choice in WEIGHTS:
         Path(WEIGHTS[choice]).write_bytes(b"weights")
         Path("vocab.txt").write_text("[PAD]")

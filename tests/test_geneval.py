@@ -318,6 +318,23 @@ def test_a_line_that_is_no_task_is_named(kind: str, tmp_path: Path) -> None:
         tasks(str(tmp_path / "tasks.jsonl"))
 
 
+def test_every_task_of_the_benchmark_is_one_and_coco_knows_its_classes() -> None:
+    found = tasks("package://datasets/lists/geneval.jsonl")
+    assert {tag: sum(task["tag"] == tag for task in found.values()) for tag in geneval.TAGS} == {
+        "single_object": 80,
+        "two_object": 99,
+        "counting": 80,
+        "colors": 94,
+        "position": 100,
+        "color_attr": 100,
+    }
+    classes = {clause["class"] for task in found.values() for clause in (*task["include"], *task.get("exclude", []))}
+    assert len(classes) == 80  # all of COCO's
+    assert set(official.ALIASES.values()) < classes
+    assert not set(official.ALIASES) & classes
+    assert set(compose(["reward=geneval", "dataset=geneval", "eval=plain"]).config["reward"]) > {"path", "metadata"}
+
+
 ECHO = """
 import json
 def load(settings):

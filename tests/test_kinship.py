@@ -22,8 +22,9 @@ from alignbench.rewards.exact_judge import ExactJudge
 from alignbench.rewards.heat_map import HeatMap
 from alignbench.rewards.judge import Judge
 from alignbench.rewards.mix import Mix
+from alignbench.rewards.parity import SceneParity
 from alignbench.rewards.scene_judge import SceneJudge
-from alignbench.rewards.scene_panel import ScenePanel
+from alignbench.rewards.scene_panel import ScenePanel, SmoothPanel
 from alignbench.rewards.wire import said_kin, take_kin
 from alignbench.signatures import fact_of
 
@@ -164,13 +165,20 @@ def test_the_label_in_tables_follows() -> None:
     assert label_of(exact, exact) == ("trained", "")  # trained on, it is no gold standard
     assert label_of(exact, scene) == ("gold", "")
     assert label_of(colour, scene) == ("held out", "")
-    assert label_of(ScenePanel(noise=0.5, rater=0), scene) == ("related", "scene_judge and panel_0 both stand on the exact judge's reading")
+    parity, why = SceneParity(attribute="shape"), "scene_judge and scene_parity both stand on the exact judge's reading"
+    assert label_of(parity, scene) == ("related", why)
     assert label_of(net, scene)[0] == "unknown"
     assert {label_of(each, None)[0] for each in (scene, colour, net)} == {"held out"}  # nothing was trained on
-    judges = [Judge(each, Meters()) for each in (scene, exact, ScenePanel(noise=0.5, rater=0))]
-    about = described(judges, scene, ["kl"])
+    judges = [Judge(each, Meters()) for each in (scene, exact, parity)]
+    about = described(judges, scene, {"kl": {"label": "divergence"}})
     assert [row["label"] for row in about] == ["trained", "gold", "related", "divergence"]
-    assert about[2]["note"].endswith("Not held out: scene_judge and panel_0 both stand on the exact judge's reading.")
+    assert about[2]["note"].endswith(f"Not held out: {why}.")
+
+
+def test_raters_are_people_of_their_own() -> None:
+    first, second, smooth = ScenePanel(noise=0.5, rater=0), ScenePanel(noise=0.5, rater=1), SmoothPanel(noise=0.5, rater=0)
+    assert kinship(first, second)[0] == kinship(SceneJudge(), first)[0] == "held out"
+    assert kinship(first, smooth) == ("related", "panel_0 and smooth_panel_0 both stand on rater 0")  # the same errors
 
 
 def test_the_page_s_table_is_true() -> None:
