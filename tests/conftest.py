@@ -38,6 +38,9 @@ MORE = {
     "parity": ["reward.groups=[a cat,a dog]"],
     "human": ["reward.path=labels"],
     "heat_map": ["reward.path=heat.png"],
+    "prompts": ["dataset.path=prompts.txt"],
+    "prompt_files": ["dataset.train=train.txt", "dataset.validation=validation.txt", "dataset.test=test.txt"],
+    "hub_prompts": ["dataset.repository=someone/prompts", "dataset.files=[prompts.txt]"],
 }  # no default
 FITTING = {"score": "scene_judge", "map": "colour", "gradient": "colour"}
 

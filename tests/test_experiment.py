@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import hub_datasets
 import imagereward_file
 import judges
 import numpy as np
@@ -85,6 +86,16 @@ def elsewhere(choice: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
+def prompt_files(choice: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that a dataset's words name, in the current folder and in the Hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    for name in ("prompts", "train", "validation", "test"):
+        Path(f"{name}.txt").write_text("\n".join(f"{name} {number}" for number in range(900)))
+    node = compose(fitting("dataset", choice)).config["dataset"]
+    if "repository" in node:
+        hub_datasets.stand_in(cache, node)
+
+
 @pytest.mark.parametrize("group, choice", [(group, choice) for group in GROUPS for choice in choices(group, conf_folder())], ids=str)
 def test_every_choice_is_built(
     group: str,
@@ -101,6 +112,8 @@ def test_every_choice_is_built(
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
     words = fitting(group, choice)
     words += [word for model, instead in stand_ins.items() if f"model={model}" in words for word in instead]
+    if group == "dataset":
+        prompt_files(choice, tmp_path / "hub", monkeypatch)
     if choice == "segmentation":
         words.append(f"reward.path={segformer}")
     if choice == "imagereward":

@@ -32,7 +32,7 @@ OVERLAYS = ("recipe", "experiment")
 LONGEST = 10_000  # characters of a word, and MOST jobs of a sweep: more is a slip, and would be read for minutes
 MOST = 1000
 # ends of keys whose files count in a run's identity by what is in them
-FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer")
+FILES = (".path", ".init", ".script", ".requirements", ".head", ".scorer", ".tokenizer", ".train", ".validation", ".test")
 FOLDERS = (".folder",)  # and of whose files the names and sizes do
 LISTINGS = (".jsonl", ".csv", ".json", ".txt")  # of a folder of data: small, and by what is in them
 FACT_KEYS = ("method.track", "model.tracks")
@@ -313,7 +313,14 @@ def _identity(config: dict) -> dict:
 
 def _hash(identity: dict, output: Path) -> str:
     named = [(key, value) for key, value in _leaves(identity) if key.endswith((*FILES, *FOLDERS)) and isinstance(value, str)]
-    assets = {key: _digest(_asset(key, value), output) for key, value in named}
+    assets = {}
+    for key, value in named:
+        try:
+            assets[key] = _digest(_asset(key, value), output)
+        except ConfigError as error:  # braces that mean nothing
+            raise ConfigError(f"{key}={error}") from None
+        except OSError as error:  # a name that is too long, a file that may not be read
+            raise ConfigError(f"{key}={short(value)[1:-1]}: cannot be read ({error.strerror or error}); name another file") from None
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """`alignbench doctor ...`: what a run with these words would miss, before a GPU-second is spent. Loads no weights, fetches nothing."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any
 
 from alignbench import machine
 from alignbench.assets import OFFLINE, Asset, Damaged, Sizes, asked, here, made_by, named, sizes
+from alignbench.check import is_object
 from alignbench.compose import Composed, compose
 from alignbench.config import MissingAsset, arguments, located
 from alignbench.machine import Row, amount, nearest, one_line
@@ -159,19 +161,41 @@ def dataset(config: dict[str, Any]) -> Row:
     for key, value in files(node, "dataset"):
         if not Path(located(value)).exists():
             return Row("dataset", "missing", f"{key}={value}: no such file or folder", f"{key}=<a file or folder that exists>")
+    if "repository" in node and (row := _from_the_hub(node)):
+        return row
     make: Callable[..., Any] | None = made_by(node)
-    if make is None or any(isinstance(value, dict) for value in node.values()):
+    if make is None or any(map(is_object, node.values())):
         return Row("dataset", "warning", "its files are here; the prompts were not read")
     try:
         prompts = make(**{key: value for key, value in node.items() if key != "_target_"})
         counts = {split: len(getattr(prompts, split)) for split in ("train", "validation", "test")}
     except (MissingAsset, ValueError, OSError) as error:
         return Row("dataset", "missing", one_line(error), "dataset=<another> (`alignbench ls dataset`)")
+    if config["epochs"] and not counts["train"]:
+        return Row("dataset", "missing", "the train split is empty and the method trains", "dataset.shares with some for train")
     for split, key in (("validation", "validation_prompts"), ("test", "prompts")):
-        if config["eval"][key] > counts[split]:
+        if config["eval"][key] > counts[split] and (config["epochs"] or split == "test"):
             what = f"eval.{key}={config['eval'][key]}, but the {split} split has {counts[split]} prompts"
             return Row("dataset", "missing", what, f"eval.{key}={counts[split]}")
     return Row("dataset", "ok", "prompts: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
+
+
+def _from_the_hub(node: dict[str, Any]) -> Row | None:
+    """None where all files are in the cache and a commit says that they are the ones: nothing is asked of the Hub then."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from alignbench.datasets.hub import fetch
+
+    repository, revision = node["repository"], node["revision"]
+    for file in node["files"]:
+        try:
+            found = try_to_load_from_cache(repository, file, revision=revision, repo_type="dataset")
+        except ValueError as error:  # no repository's name
+            return Row("dataset", "missing", one_line(error), "dataset.repository=<owner>/<name>")
+        if not isinstance(found, str):
+            return Row("dataset", "missing", f"{repository}: {file} is not here", fetch(repository, revision, node["files"]))
+    pinned = re.fullmatch("[0-9a-f]{40}", revision or "")
+    return None if pinned else Row("dataset", "warning", "its files are here; dataset.revision is no commit, so a run may fetch newer ones")
 
 
 # --- disk and run folder

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from alignbench.checkpoint import AtomicCheckpointIO, Damaged
 from alignbench.compose import compose
 from alignbench.config import ECONOMIES, MissingAsset, arguments
-from alignbench.datasets.base import Prompts, draw, spread
+from alignbench.datasets.base import Prompts, draw, spread, too_few
 from alignbench.evaluation.evaluate import MEASURED, Scored, score
 from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
@@ -77,6 +77,9 @@ class Experiment:
 
         Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here.
         """
+        prompts: Prompts = made(config["dataset"])  # first: a wrong file is found before weights are loaded
+        if lacking := too_few(prompts, config["eval"], trains=bool(config["epochs"])):
+            raise ValueError(lacking)
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
@@ -89,12 +92,6 @@ class Experiment:
             raise ValueError(f"a judge that calls itself {taken[0]!r} would take the place of another column; give it another name")
         told = {"seed": config["seed"], "epoch": 0}
         judges = [Judge(each, model.meters, guard_of(config, folder, told)) for each in (reward, *others)]
-        prompts: Prompts = made(config["dataset"])
-        for split, key in (("validation", "validation_prompts"), ("test", "prompts")):
-            if config["eval"][key] > len(getattr(prompts, split)):
-                raise ValueError(
-                    f"eval.{key}={config['eval'][key]}: the {split} split has {len(getattr(prompts, split))} prompts; lower it"
-                )
         method = method_of(config, policy, judges[0])
         method.grow(spec)
         model.economise(**{key: config["trainer"][key] for key in ECONOMIES})

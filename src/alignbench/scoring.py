@@ -1,6 +1,5 @@
 """`alignbench score reward=... images=DIR prompts=FILE`: a judge's score of every picture in a folder, as parquet."""
 
-import csv
 import io
 import json
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 from alignbench.compose import compose
 from alignbench.config import ConfigError, MissingAsset
+from alignbench.datasets.files import LINES, read
 from alignbench.report.record import write_atomically
 
 USAGE = (
@@ -58,62 +58,32 @@ def score(words: list[str]) -> int:
 
 def read_rows(folder: Path, file: Path) -> list[tuple[str, str]]:
     """(image's name, prompt) of each picture to score. Raises ConfigError with the row that is wrong."""
-    try:
-        rows = list(listed(folder, file))
-    except FileNotFoundError:
+    called = f"score: prompts={file}"
+    if not file.exists():
         raise ConfigError(
-            f"score: prompts={file}: there is no such file; it is a .jsonl, .csv or .parquet with {NAMES[0]} and {TEXTS[0]}, "
+            f"{called}: there is no such file; it is a .jsonl, .json, .csv or .parquet with {NAMES[0]} and {TEXTS[0]}, "
             "or a .txt with a line an image, in the order of their names"
-        ) from None
-    except (OSError, ValueError, csv.Error) as error:  # not text, not JSON, not parquet
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"score: prompts={file}: cannot be read ({str(error).splitlines()[0] if str(error) else error!r})") from error
-    for number, (name, prompt) in enumerate(rows, 1):
-        if not isinstance(name, str) or not isinstance(prompt, str):
-            raise ConfigError(f"score: prompts={file}, row {number}: {NAMES[0]} and {TEXTS[0]} are words, not {name!r} and {prompt!r}")
-        if Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
-            raise ConfigError(f"score: prompts={file}, row {number}: there is no image {name!r} in {folder}")
+        )
+    table = read(file, called, {*NAMES, *TEXTS})
+    if file.suffix.lower() == ".txt":
+        names = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in KINDS)
+        if len(table.rows) != len(names):
+            raise ConfigError(f"{called}: {len(table.rows)} lines for {len(names)} images in {folder}; a line an image is wanted")
+        return list(zip(names, table.words(LINES[0]), strict=True))
+    name, text = (next((each for each in wanted if each in table.columns), "") for wanted in (NAMES, TEXTS))
+    if not name or not text:
+        raise ConfigError(f"{called}: {' or '.join(NAMES)} and {' or '.join(TEXTS)} are wanted; there is {', '.join(table.columns)}")
+    rows = []
+    for number, row in enumerate(table.rows, 1):
+        if file.suffix.lower() == ".parquet" and row[name] == "":  # a run's: of a picture that was not kept
+            continue
+        image, prompt = table.word(number, name), table.word(number, text)
+        if Path(image).is_absolute() or ".." in Path(image).parts or not (folder / image).is_file():
+            raise table.wrong(number, f"there is no image {image!r} in {folder}")
+        rows.append((image, prompt))
     if not rows:
-        raise ConfigError(f"score: prompts={file}: it names no image")
+        raise ConfigError(f"{called}: it names no image")
     return rows
-
-
-def listed(folder: Path, file: Path) -> Iterator[tuple[Any, Any]]:
-    match file.suffix:
-        case ".parquet":
-            import pyarrow.parquet
-
-            if not file.is_file():
-                raise FileNotFoundError
-            yield from _columns(file, [row for row in pyarrow.parquet.read_table(file).to_pylist() if row.get("image") != ""])
-        case ".csv":
-            yield from _columns(file, list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig")))))
-        case ".txt":
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-            names = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in KINDS)
-            if len(lines) != len(names):
-                raise ConfigError(
-                    f"score: prompts={file}: {len(lines)} lines for {len(names)} images in {folder}; a line an image is wanted"
-                )
-            yield from zip(names, lines, strict=True)
-        case _:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-            rows = []
-            for number, line in enumerate(lines, 1):
-                try:
-                    rows.append(json.loads(line) if line.strip() else {})
-                except (ValueError, RecursionError):
-                    raise ConfigError(f"score: prompts={file}, row {number}: not JSON") from None
-            yield from _columns(file, [row for row in rows if row != {}])
-
-
-def _columns(file: Path, rows: list[Any]) -> Iterator[tuple[Any, Any]]:
-    for number, row in enumerate(rows, 1):
-        keys = [next((key for key in wanted if isinstance(row, dict) and row.get(key) is not None), None) for wanted in (NAMES, TEXTS)]
-        if None in keys:
-            raise ConfigError(f"score: prompts={file}, row {number}: {' or '.join(NAMES)} and {' or '.join(TEXTS)} are wanted")
-        yield tuple(row[key] for key in keys)
 
 
 def scored(config: dict[str, Any], folder: Path, rows: list[tuple[str, str]], batch: int) -> tuple[list[float | None], dict[str, str]]:

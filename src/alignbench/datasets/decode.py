@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignbench.config import ConfigError
-from alignbench.datasets.files import LONGEST_CELL, short
+from alignbench.datasets.table import LONGEST_CELL, short
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

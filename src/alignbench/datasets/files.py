@@ -4,68 +4,16 @@ Line breaks are LF or CRLF and nothing else; a byte-order mark is let pass; empt
 """
 
 import csv
-import difflib
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignbench.config import ConfigError
+from alignbench.datasets.table import Table, short, unreadable, wrong
 
-LONGEST_LINE, LONGEST_CELL = 1_000_000, 10_000  # characters, ours: more is a damaged file, or no prompt
+LONGEST_LINE = 1_000_000  # characters, ours: more is a damaged file
 LINES = ("prompt",)  # what the one column of a .txt is called, and of a .json that lists words
-
-
-@dataclass(frozen=True)
-class Table:
-    """Row n is rows[n - 1]: a line of .txt and .jsonl, a line after the header of .csv, an item of .json and .parquet."""
-
-    called: str  # the file as its key names it: `dataset.path=prompts.csv`
-    columns: list[str]
-    rows: list[dict[str, Any]]
-
-    def wrong(self, number: int, what: str) -> ConfigError:
-        return wrong(self.called, number, what)
-
-    def need(self, column: str) -> None:
-        """Raises ConfigError where no row has the column."""
-        if column not in self.columns:
-            raise ConfigError(f"{self.called}: no column {short(column)}; {nearest(column, self.columns)}")
-
-    def words(self, column: str) -> list[str]:
-        """The column's cells. Raises ConfigError where one is missing, blank, too long or no text."""
-        self.need(column)
-        return [self._word(number, column, row) for number, row in enumerate(self.rows, 1)]
-
-    def _word(self, number: int, column: str, row: dict[str, Any]) -> str:
-        cell = row.get(column)
-        if cell is None:
-            near = "" if column in row else f"; {nearest(column, row)}"
-            raise self.wrong(number, f"no {column}{near or '; give it one, or take the row out'}")
-        if not isinstance(cell, str):
-            raise self.wrong(number, f"{column} is text, not {short(cell)}")
-        if not cell.strip():
-            raise self.wrong(number, f"{column} is blank; fill it, or take the row out")
-        if len(cell) > LONGEST_CELL:
-            raise self.wrong(number, f"{column} has {len(cell):,} characters; at most {LONGEST_CELL:,} are read")
-        if fault := _unreadable(cell):
-            raise self.wrong(number, f"{column} holds {fault}")
-        return cell
-
-
-def wrong(called: str, number: int, what: str) -> ConfigError:
-    return ConfigError(f"{called}, row {number}: {what}")
-
-
-def nearest(word: str, words: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, words, 1, 0.6)
-    return f"did you mean {near[0]}?" if near else f"there is {', '.join(map(short, words)) or 'none'}"
-
-
-def short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.isidentifier() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read(file: Path, called: str, wanted: Collection[str] | None = None) -> Table:
@@ -77,6 +25,8 @@ def read(file: Path, called: str, wanted: Collection[str] | None = None) -> Tabl
     try:
         if file.is_dir():
             raise ConfigError(f"{called}: a folder; name a file in it")
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{called}: a pipe or a device, which is not read; write it to a file")
         if kind is None:
             raise ConfigError(f"{called}: files that end in {short(file.suffix)} are not read; there is {', '.join(KINDS)}")
         table = _parquet(file, called, wanted) if kind is _parquet else kind(file.read_bytes(), called)
@@ -93,18 +43,10 @@ def read(file: Path, called: str, wanted: Collection[str] | None = None) -> Tabl
 
 
 def _decoded(data: bytes, called: str) -> str:
-    """Bytes that are no UTF-8 become single surrogates, which `_unreadable` finds in their row."""
+    """Bytes that are no UTF-8 become single surrogates, which `unreadable` finds in their row."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ConfigError(f"{called}: UTF-16; save it as UTF-8")
     return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-
-
-def _unreadable(text: str) -> str:
-    if "\0" in text:
-        return "a NUL byte; is the file damaged?"
-    if any("\ud800" <= each <= "\udfff" for each in text):
-        return "what is not UTF-8; save the file as UTF-8"
-    return ""
 
 
 def _lines(data: bytes, called: str, header: int = 0) -> list[str]:
@@ -115,7 +57,7 @@ def _lines(data: bytes, called: str, header: int = 0) -> list[str]:
         where = f"{called}, row {number}" if number > 0 else f"{called}, header"
         if len(line) > LONGEST_LINE:
             raise ConfigError(f"{where}: a line of {len(line):,} characters; at most {LONGEST_LINE:,} are read")
-        if fault := _unreadable(line) or ("a carriage return; end lines with LF or CRLF" if "\r" in line else ""):
+        if fault := unreadable(line) or ("a carriage return; end lines with LF or CRLF" if "\r" in line else ""):
             raise ConfigError(f"{where}: it holds {fault}")
         if not line.strip():
             raise ConfigError(f"{where}: a blank line; take it out")
@@ -209,7 +151,7 @@ def _objects(items: list[Any], called: str) -> Table:
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict):
             raise wrong(called, number, f"{short(item)} is no object; write {{{json.dumps(LINES[0])}: ...}}")
-        if fault := _unreadable(json.dumps(item, ensure_ascii=False)):
+        if fault := unreadable(json.dumps(item, ensure_ascii=False)):
             raise wrong(called, number, f"it holds {fault}")
     return Table(called, list(dict.fromkeys(name for item in items for name in item)), items)
 

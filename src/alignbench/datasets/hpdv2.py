@@ -12,8 +12,9 @@ from typing import Any
 
 from alignbench.config import ConfigError
 from alignbench.datasets.decode import inside
-from alignbench.datasets.files import read, short
+from alignbench.datasets.files import read
 from alignbench.datasets.pairs import Choice, GivenPairs, Ties
+from alignbench.datasets.table import short
 from alignbench.ranges import Count, Text
 
 NAMES, OPINIONS = ("file_path", "image_path"), {"human_preference": 1, "rank": -1}  # the sign of better

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from alignbench.datasets.decode import inside
-from alignbench.datasets.files import nearest, read, short
+from alignbench.datasets.files import read
 from alignbench.datasets.pairs import Choice, GivenPairs, Ties
+from alignbench.datasets.table import nearest, short
 from alignbench.ranges import Count, Text
 
 ANSWERS = ("a", "b", "tie")

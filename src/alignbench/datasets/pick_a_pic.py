@@ -5,9 +5,10 @@ What labels mean, from SalesforceAIResearch/DiffusionDPO at 5233e75 (train.py): 
 and 0.5 for a tie. A row without labels counts as undecided, as a tie does. The data themselves were not at hand.
 """
 
-from alignbench.datasets.files import read, short
+from alignbench.datasets.files import read
 from alignbench.datasets.pairs import Cell, Choice, GivenPairs, Groups, Ties
 from alignbench.datasets.shards import files_of
+from alignbench.datasets.table import short
 from alignbench.ranges import Count, Text
 
 IMAGES, LABELS, CAPTION = ("jpg_0", "jpg_1"), ("label_0", "label_1"), "caption"

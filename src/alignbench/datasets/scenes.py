@@ -1,6 +1,7 @@
 """The sandbox's captions, split so that validation and test hold (shape, colour) pairs that training never sees; its scenes."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +16,7 @@ class Scenes:
         self.train, self.validation, self.test = (
             [scene.caption for scene in scenes.all_scenes(split)] for split in ("train", "validation", "test")
         )
+        self.about: dict[str, dict[str, Any]] = {}
 
 
 class ScenePictures:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from alignbench.config import ConfigError
 from alignbench.datasets.decode import inside
-from alignbench.datasets.files import Table, read, short
+from alignbench.datasets.files import read
 from alignbench.datasets.pairs import Choice, GivenPairs, Ties
+from alignbench.datasets.table import Table, short
 from alignbench.ranges import Count, NonNegative, Text
 
 OURS = ("image", "prompt")  # columns beside the judge's
