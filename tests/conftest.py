@@ -31,6 +31,8 @@ MORE = {
     "d3po_human@sandbox": ["method.path=labels"],
     "pxpo_human": ["method.path=labels"],
     "pxpo_human@sandbox": ["method.path=labels"],
+    "diffusion_dpo@sd15": ["method.pairs.path=pairs"],
+    "diffusion_dpo@sdxl": ["method.pairs.path=pairs"],
     "remote": ["reward.url=http://127.0.0.1:8765"],
     "worker": ["reward.script=judge.py", "reward.requirements=numpy.txt"],
     "parity": ["reward.groups=[a cat,a dog]"],

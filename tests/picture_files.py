@@ -47,13 +47,13 @@ def tar(file: Path, members: list[tuple[str, bytes]]) -> Path:
     return file
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 20000 x 20000 pixels."""
+def bomb(side: int) -> bytes:
+    """A PNG of a few bytes that says it has side x side pixels."""
     import struct
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")

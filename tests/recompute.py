@@ -37,15 +37,15 @@ def recompute(runs, by, made):  # runs: name of a row -> its folders; by: the me
             fit = np.linalg.lstsq(np.stack([d, -d * np.log(d)], 1), (path[m] - path[m][0])[path["kl"] > 0])[0]
             told |= {(name, m, "reference"): start[m].mean(), (name, m, "along"): path[m] - path[m][0], (name, m, "fit"): fit}
             z |= {m: ((y - start[m]) / start[m].std()).mean(2)} if start[m].std() > 0 else {}
-        for role in ("held out", "gold"):
-            gaps = z[next(m for m in label if label[m] == "trained")] - np.mean([z[m] for m in z if label[m] == role], 0)
-            told[name, role] = interval(mean(gaps), [len(own)], P, made)[0]
+        gap = lambda role: z[next(m for m in z if label[m] == "trained")] - np.mean([z[m] for m in z if label[m] == role], 0)
+        told |= {(name, role): interval(mean(gap(role)), [len(own)], P, made)[0] for role in ("held out", "gold")}
     beats = lambda a, b: (np.greater(a, b) + np.equal(a, b) / 2).mean(-1)
     y = {"reference": get(name, by, "reference")[:1], **{name: get(name, by) for name in cells}}
     moved, kl = {name: (y[name] - y["reference"]).mean(2) for name in y}, {name: get(name, "kl").mean(2) for name in cells}
     for a, b in itertools.permutations(y, 2):
-        real, h = [len(y[each]) for each in (a, b) if each != "reference"], beats(y[a][:, None], y[b][None]).squeeze(tuple(axis for axis, each in enumerate((a, b)) if each == "reference"))  # [A,B,P] or [S,P]
-        q = np.mean([(beats(one, other).mean() - 0.5) ** 2 for each in (a, b) for one, other in itertools.combinations(y[each], 2)] or [0.0])
+        h = beats(y[a][:, None], y[b][None]).squeeze(tuple(axis for axis, each in enumerate((a, b)) if each == "reference"))  # [A,B,P] or [S,P]
+        ones = [(one, other) for each in (a, b) for one, other in itertools.combinations(y[each], 2)]
+        q, (*real, _) = np.mean([(beats(one, other).mean() - 0.5) ** 2 for one, other in ones] or [0.0]), h.shape
         least = math.sqrt(q / max(real) if min(real) == 1 or len(real) == 1 else q * (sum(real) + 1) / (3 * math.prod(real)))
         stat = lambda s, w: np.einsum(h, range(h.ndim), *itertools.chain(*([v, [i]] for i, v in enumerate([*s, w])))) / math.prod(v.sum() for v in [*s, w])
         shares = [np.mean(test(y[a][:, None], y[b][None])) for test in (np.greater, np.equal, np.less)]

@@ -241,6 +241,9 @@ def test_scene_pairs_differ_in_one_attribute() -> None:
     assert right.all() and weight.eq(1).all()
     assert (wrong.sum(1) == 4).float().mean() > 0.97  # a wrong shape is at times read as another size too
     assert (~wrong).float().mean(0).gt(0.1).all()  # each attribute in its turn
+    recoloured = ~wrong[:, 1] | ~wrong[:, 4]
+    moved = scenes.Reading.of(win).offset - scenes.Reading.of(lose).offset
+    assert moved[recoloured].abs().max() < 0.1  # pixels: the place is jittered alike
     assert {scenes.Scene.parse(prompt).split for prompt in prompts} == {"train"}
     assert all(not torch.equal(one, other) for one, other in zip(win, lose, strict=True))
 
@@ -382,7 +385,8 @@ def test_what_is_wrong_ends_in_one_line_at_the_front_door(case: str, capsys: Any
 BROKEN = {
     "cut short": (png(1)[:900], "damaged or cut short"),
     "text": (b"no picture", "not an image"),
-    "a bomb": (bomb(), "decompression bomb"),
+    "a bomb": (bomb(20_000), "decompression bomb"),
+    "what may be one": (bomb(10_000), "decompression bomb"),
     "its own double": (png(0), "the same image"),
 }
 

@@ -365,7 +365,8 @@ BROKEN = {
     "cut short": (png(1)[:900], "damaged or cut short"),
     "text": (b"no picture", "not an image"),
     "empty": (b"", "not an image"),
-    "a bomb": (bomb(), "decompression bomb"),
+    "a bomb": (bomb(20_000), "decompression bomb"),
+    "what may be one": (bomb(10_000), "decompression bomb"),
     "damaged inside": (png(1)[:60] + b"\0" * 40 + png(1)[100:], "damaged"),
 }
 

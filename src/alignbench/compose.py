@@ -322,6 +322,8 @@ def _hash(identity: dict, output: Path) -> str:
     for key, value in named:
         try:
             assets[key] = _digest(_asset(key, value), output)
+        except ConfigError as error:  # braces that mean nothing
+            raise ConfigError(f"{key}={error}") from None
         except OSError as error:  # a name that is too long, a file that may not be read
             raise ConfigError(f"{key}={short(value)[1:-1]}: cannot be read ({error.strerror or error}); name another file") from None
     text = json.dumps([RESULTS_VERSION, identity, assets], sort_keys=True, separators=(",", ":"), allow_nan=False)
