@@ -4,6 +4,8 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import torch
 from PIL import Image
 from torch import Tensor
@@ -45,6 +47,12 @@ def tar(file: Path, members: list[tuple[str, bytes]]) -> Path:
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     return file
+
+
+def pick_a_pic(file: Path) -> None:
+    """One decided pair, as Pick-a-Pic has it."""
+    row = {"jpg_0": [png(0)], "jpg_1": [png(1)], "label_0": [1.0], "label_1": [0.0], "caption": ["a cat"]}
+    pyarrow.parquet.write_table(pyarrow.table(row), file)
 
 
 def bomb(side: int) -> bytes:

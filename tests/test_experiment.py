@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SANDBOX, fitting
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from picture_files import pick_a_pic
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -116,6 +117,7 @@ def test_every_choice_is_built(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "labels", groups=12, shape=(6, 4, 8, 8))
+    pick_a_pic(tmp_path / "pairs.parquet")
     words = fitting(group, choice)
     words += [word for model, instead in stand_ins.items() if f"model={model}" in words for word in instead]
     if group == "dataset":
