@@ -135,15 +135,18 @@ class Experiment:
         return cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told)
 
     @classmethod
-    def finished(cls, folder: Path) -> "Experiment":
-        """A finished run's experiment with what it has trained. Raises ValueError where this version would not make the same run."""
+    def finished(cls, folder: Path, config: dict[str, Any] | None = None, checkpoint_name: str = "last.ckpt") -> "Experiment":
+        """A finished run's experiment with what it has trained. Raises ValueError where this version would not make the same run.
+
+        config: another to build it with, in which only what follows training differs; checkpoint_name: which of the run's checkpoints.
+        """
         result = read_result(folder)
         composed = compose([*shlex.split(result["command"])[3:], f"output={folder.parent}"])
         if composed.hash != result["hash"]:
             raise ValueError(f"{folder}: made by another version of alignbench or other weights; run `{result['command']}` again")
-        experiment = cls.build(composed.config)
+        experiment = cls.build(config or composed.config)
         if composed.config["epochs"]:
-            path = folder / "checkpoints" / "last.ckpt"
+            path = folder / "checkpoints" / checkpoint_name
             if not path.is_file():
                 raise MissingAsset(f"{path}: not there; `{result['command']}` makes the run again")
             try:

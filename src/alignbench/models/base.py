@@ -149,6 +149,10 @@ class Diffusion(nn.Module, ABC):
             for parameter, before in wanted.items():
                 parameter.requires_grad_(before)
 
+    def everything(self) -> dict[str, Tensor]:
+        """All weights that an image depends on, copies included, by name."""
+        return self.state_dict()
+
     def economise(self, *, gradient_checkpointing: bool, compile: bool, channels_last: bool, vae_tiling: bool) -> None:
         """Save memory or time, once all copies have grown; no result changes beyond rounding. Here: nothing to save."""
 

@@ -213,6 +213,16 @@ class Pipeline(Diffusion):
         network.fuse_lora()
         network.unload_lora()
 
+    def everything(self) -> dict[str, Tensor]:
+        parts = {name: part for name, part in self.pipeline[0].components.items() if isinstance(part, nn.Module)}
+        apart = {
+            f"{name}.{key}": each
+            for name, part in parts.items()
+            if name.startswith("text_encoder")
+            for key, each in part.state_dict().items()
+        }
+        return self.state_dict() | apart
+
     def grow(self, who: str, spec: Spec, start: Who = None) -> None:
         if spec.kind == "full":
             if start in self.adapters.values():
