@@ -348,6 +348,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run=GONE"], 3, "last.ckpt: not there"),
     (["run=DAMAGED"], 3, "damaged"),
     (["run=RUN", "to=FILE"], 3, "cannot be written"),
+    (["run=RUN", "to=RUN"], 2, "holds a run"),
     (["weights=x"], 2, "of which model?"),
     (["weights=x", "model=nothing"], 2, "no such choice"),
     (["weights=x", "model=gaussian"], 2, "takes no weights from elsewhere"),
@@ -371,7 +372,7 @@ def test_wrong_input_ends_in_one_line(words: list[str], code: int, said: str, ru
     (there["GONE"] / "checkpoints" / "last.ckpt").unlink()
     (there["DAMAGED"] / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
     capsys.readouterr()
-    given = [word.replace(name, str(path)) for word in words for name, path in [next(iter(there.items()))]]
+    given = [str(run) if word == "RUN" else word for word in words]
     for name, path in there.items():
         given = [word.replace(f"={name}", f"={path}") for word in given]
     assert main(["evaluate", *given]) == code

@@ -47,7 +47,7 @@ def evaluate(words: list[str]) -> int:
         subject = of_run(order.run, order.at, order.scale, order.words) if order.run else of_weights(order.weights, order.words)
         experiment, sides = subject.experiment, {}
         for who, policy in (("reference", subject.policy.reference), ("policy", subject.policy)):
-            sides[who] = remembered(experiment, policy, lambda line, who=who: say(f"{who}: {line}"))  # type: ignore[misc]
+            sides[who] = remembered(experiment, policy, who, say)
         about = about_of(subject, sides)
         compared = compare(sides["reference"], sides["policy"], about["metrics"], experiment.config["eval"]["replicates"])
     except ConfigError:
@@ -103,6 +103,8 @@ def ordered(words: list[str]) -> Order:
         scale = math.nan
     if not math.isfinite(scale):
         raise ConfigError(f"evaluate: scale={given['scale']}: a number is wanted; 0 is where training started, 1 where it ended")
+    if "to" in given and (Path(given["to"]) / "run.json").is_file():
+        raise ConfigError(f"evaluate: to={given['to']}: holds a run, whose results would be written over; name another folder")
     run = Path(given["run"]) if "run" in given else None
     return Order(run, given.get("weights", ""), given.get("at", "last"), scale, Path(given["to"]) if "to" in given else None, rest)
 

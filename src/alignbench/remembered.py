@@ -54,10 +54,10 @@ class Memo:
         write_atomically(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
 
-def remembered(experiment: Experiment, policy: Policy, say: Callable[[str], None]) -> Scored:
+def remembered(experiment: Experiment, policy: Policy, who: str, say: Callable[[str], None]) -> Scored:
     """The policy's scores on the test prompts, as `experiment.scored` but without the images; who was asked before is not asked again.
 
-    say: is told what is remembered.
+    who: what the policy is called; say: is told what is remembered.
     """
     options, prompts = experiment.config["eval"], experiment.prompts.test
     chosen = {index: prompts[index] for index in spread(prompts, options["prompts"])}
@@ -67,7 +67,7 @@ def remembered(experiment: Experiment, policy: Policy, say: Callable[[str], None
     known = {name: memo.recall(place) for name, place in places.items()}
     new = [name for name, columns in known.items() if columns is None]
     count = f"{len(chosen) * options['images']} images"
-    say(f"{count}: {len(known) - len(new)} of {len(known)} judges remembered" + (f"; sampling for {', '.join(new)}" if new else ""))
+    say(f"{who}: {count}: {len(known) - len(new)} of {len(known)} judges remembered" + (f"; sampling for {', '.join(new)}" if new else ""))
     if new:
         judges = [judge for judge in experiment.judges if judge.reward.name in new]
         with experiment.precision():
