@@ -47,6 +47,11 @@ class ExactFlow(Diffusion):
         score = (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
         return sigma * score - (MEAN + alpha * STD**2 * score) + (self.push if who else 0.0)
 
+    def rescale(self, who: str, scale: float) -> None: ...
+
+    def weights(self, who: Who) -> dict[str, Tensor]:
+        return {}
+
     def decode(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 

@@ -75,6 +75,11 @@ def previous(path: Path) -> Path:
     return path.with_name(path.stem + ".prev" + path.suffix)
 
 
+def of_peak(folder: Path, epoch: int) -> Path:
+    """Where the weights of a run's best validation are kept; folder: of its checkpoints."""
+    return folder / f"peak-{epoch:06d}.ckpt"
+
+
 def newest(path: Path, run: str, say: Callable[[str], None]) -> Path | None:
     """The newest generation that is whole, or None where nothing was ever saved. Damaged ones are moved aside and reported through `say`.
 

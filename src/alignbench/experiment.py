@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 
-from alignbench.checkpoint import AtomicCheckpointIO, Damaged
+from alignbench.checkpoint import AtomicCheckpointIO, Damaged, of_peak
 from alignbench.compose import compose
 from alignbench.config import ECONOMIES, MissingAsset, arguments
 from alignbench.datasets.base import Prompts, draw, spread, too_few
@@ -107,13 +107,13 @@ class Experiment:
     trainer: Trainer | None = None
 
     @classmethod
-    def build(cls, config: dict[str, Any], folder: Path | None = None) -> "Experiment":
-        """Instantiate every group. folder: the run's, for what is kept aside.
+    def build(cls, config: dict[str, Any], folder: Path | None = None, *, trains: bool = True) -> "Experiment":
+        """Instantiate every group. folder: the run's, for what is kept aside; trains: whether prompts to train on are wanted, too.
 
         Raises ValueError for numbers that do not fit together, MissingAsset for weights that are not here.
         """
         prompts: Prompts = made(config["dataset"])  # first: a wrong file is found before weights are loaded
-        if lacking := too_few(prompts, config["eval"], trains=bool(config["epochs"])):
+        if lacking := too_few(prompts, config["eval"], trains=trains and bool(config["epochs"])):
             raise ValueError(lacking)
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
@@ -136,15 +136,19 @@ class Experiment:
         return cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told)
 
     @classmethod
-    def finished(cls, folder: Path) -> "Experiment":
-        """A finished run's experiment with what it has trained. Raises ValueError where this version would not make the same run."""
+    def finished(cls, folder: Path, config: dict[str, Any] | None = None, peak: int | None = None) -> "Experiment":
+        """A finished run's experiment with what it has trained. Raises ValueError where this version would not make the same run.
+
+        config: to build it with, where another evaluation than the run's is wanted; peak: the epoch of its best checkpoint, None: the last.
+        """
         result = read_result(folder)
         composed = compose([*shlex.split(result["command"])[3:], f"output={folder.parent}"])
         if composed.hash != result["hash"]:
             raise ValueError(f"{folder}: made by another version of alignbench or other weights; run `{result['command']}` again")
-        experiment = cls.build(composed.config)
+        experiment = cls.build(config or composed.config, trains=config is None)
         if composed.config["epochs"]:
-            path = folder / "checkpoints" / "last.ckpt"
+            checkpoints = folder / "checkpoints"
+            path = checkpoints / "last.ckpt" if peak is None else of_peak(checkpoints, peak)
             if not path.is_file():
                 raise MissingAsset(f"{path}: not there; `{result['command']}` makes the run again")
             try:
@@ -152,8 +156,12 @@ class Experiment:
             except Damaged as damage:
                 raise MissingAsset(str(damage)) from damage
             experiment.method.load_state_dict(checkpoint["state_dict"], strict=False)
-        experiment.attach(made(arguments("trainer", composed.config["trainer"]), logger=False, enable_progress_bar=False))
+        experiment.settle()
         return experiment
+
+    def settle(self) -> None:
+        """Take the device and the precision of a trainer that is not going to train."""
+        self.attach(made(arguments("trainer", self.config["trainer"]), logger=False, enable_progress_bar=False))
 
     def attach(self, trainer: Trainer) -> None:
         """Take the trainer's device and precision, for what happens outside its own loop too."""

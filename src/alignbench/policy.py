@@ -1,7 +1,7 @@
 """A model and a sampler seen as a policy over denoising steps."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ class Policy(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The weights that training moves, by name; none of the reference's."""
         return {} if self.who is None or self.who == self.model.start else self.model.trainable(self.who)
+
+    @property
+    def choosing(self) -> dict[str, Any]:
+        """What its images depend on beside weights and sampler, as plain values; nothing, unless a judge chooses among them."""
+        return {}
 
     @property
     def trained_steps(self) -> Tensor:

@@ -1,6 +1,5 @@
 """One experiment from its composed config to its page: build, say what will happen, fit, evaluate, record."""
 
-import hashlib
 import logging
 import platform
 import shutil
@@ -21,6 +20,7 @@ from alignbench.config import MissingAsset, arguments
 from alignbench.evaluation.callbacks import BudgetStop, History, Peak, Progress, Row, Saver
 from alignbench.evaluation.evaluate import Scored, compare, described
 from alignbench.experiment import Experiment, made, outline
+from alignbench.identity import digest
 from alignbench.policy import Policy
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
@@ -33,11 +33,19 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def execute(composed: Composed) -> int:
-    """Run, continue or show an experiment; the exit code. Raises ValueError, MissingAsset, Stopped."""
+def settle(config: dict[str, Any]) -> None:
+    """What holds for the whole process: how numbers are made, and who is told what."""
     warnings.filterwarnings("ignore", module="lightning")  # advice for data loaders, which this is not
     warnings.formatwarning = lambda message, *_, **__: f"alignbench: {message}\n"  # for users, not for who reads the code
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if config["trainer"]["threads"]:
+        torch.set_num_threads(config["trainer"]["threads"])
+    torch.backends.cudnn.allow_tf32 = False  # 32-true means it: TF32's error alone would reach past DDPO's clip of 1e-4
+
+
+def execute(composed: Composed) -> int:
+    """Run, continue or show an experiment; the exit code. Raises ValueError, MissingAsset, Stopped."""
+    settle(composed.config)
     record = Record(composed.folder)
     if record.finished:
         say(f"already done, nothing to run: {composed.folder}")
@@ -46,9 +54,6 @@ def execute(composed: Composed) -> int:
     with armed():
         started = time.time()
         config = composed.config
-        if config["trainer"]["threads"]:
-            torch.set_num_threads(config["trainer"]["threads"])
-        torch.backends.cudnn.allow_tf32 = False  # 32-true means it: TF32's error alone would reach past DDPO's clip of 1e-4
         try:
             experiment = Experiment.build(config, composed.folder)
         except MissingAsset:
@@ -179,9 +184,11 @@ def anchor(model: dict[str, Any]) -> dict[str, str | None]:
     return {"start": model.get("init") or path, "score_reference": path}
 
 
-def about(experiment: Experiment, composed: Composed, history: History, peak: Peak, measured: dict[str, Row]) -> dict[str, Any]:
-    """All that a table needs to know of a finished run beside its images' rows."""
-    config, sampler = experiment.config, experiment.policy.sampler
+def about(
+    experiment: Experiment, composed: Composed, policy: Policy, measured: dict[str, Row], *, epochs: int, peak: int | None
+) -> dict[str, Any]:
+    """All that a table needs to know of evaluated weights beside their images' rows."""
+    sampler = policy.sampler
     return {
         **told(composed),
         "sampler": {
@@ -191,14 +198,14 @@ def about(experiment: Experiment, composed: Composed, history: History, peak: Pe
             "guidance": sampler.guidance,
         },
         "adapter": experiment.spec.kind,
-        "anchor": anchor(config["model"]),
+        "anchor": anchor(experiment.config["model"]),
         "trainable_parameters": experiment.trainable_parameters,
-        "epochs": history.epoch,
-        "peak": peak.epoch,
+        "epochs": epochs,
+        "peak": peak,
         "metrics": described(experiment.judges, experiment.trained, measured),
         "judges": experiment.identities,
         "meters": experiment.model.meters.state(),
-        "weights": {"policy": digest(experiment.method.evaluated.trainable())},
+        "weights": {"policy": digest(policy.trainable())},
     }
 
 
@@ -233,7 +240,7 @@ def finish(
     for row, image in zip(rows, (image for side in scored.values() for image in side.images), strict=False):
         if row["image"]:
             record.picture(row["image"], (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    run = about(experiment, composed, history, peak, scored["policy"].measured) | {"sets": sets}
+    run = about(experiment, composed, policy, scored["policy"].measured, epochs=history.epoch, peak=peak.epoch) | {"sets": sets}
     record.samples(rows, run | {"config": composed.identity})
     shutil.rmtree(composed.folder / "weights", ignore_errors=True)  # what a killed process left half written
     if policy.who is not None and policy.trainable():
@@ -242,14 +249,6 @@ def finish(
     record.result(run | {"metrics": compare(scored["reference"], scored["policy"], run["metrics"], replicates)})
     grid_picture(composed.folder)
     render(composed.folder)
-
-
-def digest(parameters: dict[str, torch.nn.Parameter]) -> str:
-    """sha256 over names and bytes: two runs with one digest trained the same weights bit for bit."""
-    total = hashlib.sha256()
-    for name in sorted(parameters):
-        total.update(name.encode() + parameters[name].detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 def sets_of(result: dict[str, Any]) -> list[str]:

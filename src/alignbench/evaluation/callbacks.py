@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from alignbench import ranks
-from alignbench.checkpoint import AtomicCheckpointIO, previous
+from alignbench.checkpoint import AtomicCheckpointIO, of_peak, previous
 from alignbench.meters import Meters
 from alignbench.signals import arm
 
@@ -105,7 +105,7 @@ class Peak(Checkpoint):
         return max(there, key=lambda epoch: there[epoch]) if there else None
 
     def path(self, epoch: int) -> Path:
-        return self.folder / f"peak-{epoch:06d}.ckpt"
+        return of_peak(self.folder, epoch)
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         self._check(trainer)  # a run that was killed after its last epoch goes no further

@@ -34,10 +34,10 @@ class Scored:
 
 
 @torch.no_grad()
-def score(policy: Policy, judges: Sequence[Judge], measures: Measures, prompts: dict[int, str], each: int, noise: int) -> Scored:
+def score(policy: Policy, judges: Sequence[Judge], measures: Measures | None, prompts: dict[int, str], each: int, noise: int) -> Scored:
     """`each` images a prompt. Image (prompt, k) has its own noise, the same for every method, seed and for the reference.
 
-    prompts: by their index in the split; noise: the seed of the noise. Nothing here counts towards a budget.
+    measures: None: judges alone; prompts: by their index in the split; noise: the seed of the noise. None of it counts towards a budget.
     """
     ids = [(prompt_id, k) for prompt_id in prompts for k in range(each)]
     texts = [prompts[prompt_id] for prompt_id, _ in ids]
@@ -46,7 +46,7 @@ def score(policy: Policy, judges: Sequence[Judge], measures: Measures, prompts: 
         rollout = policy.rollout(texts, "image", generators)
         images = policy.images(rollout)
         columns = {judge.reward.name: judge.score_in_parts(images, texts, policy.chunk) for judge in judges}
-        measured, features = measures.of(policy, rollout, images, texts, ids, each, noise)
+        measured, features = measures.of(policy, rollout, images, texts, ids, each, noise) if measures else ({}, {})
     judged, columns = set(columns), columns | measured
     values = {name: column.cpu().double().tolist() for name, column in columns.items()}
     rows = [
@@ -54,7 +54,7 @@ def score(policy: Policy, judges: Sequence[Judge], measures: Measures, prompts: 
         | {name: None if name in judged and math.isnan(column[i]) else column[i] for name, column in values.items()}  # None: no score
         for i, (prompt_id, k) in enumerate(ids)
     ]
-    return Scored(rows, images.float().cpu(), {name: facts_of(name, measures.spaces) for name in measured}, features)
+    return Scored(rows, images.float().cpu(), {name: facts_of(name, measures.spaces) for name in measured} if measures else {}, features)
 
 
 def described(judges: Sequence[Judge], trained: Reward | None, measured: dict[str, Row]) -> list[dict[str, Any]]:

@@ -23,6 +23,10 @@ class Best(Policy):
         super().__init__(policy.model, policy.sampler, policy.model.start, policy.chunk)
         self.judge, self.n = judge, n
 
+    @property
+    def choosing(self) -> dict[str, Any]:
+        return {"best of": self.n, "judge": self.judge.identity} if self.n > 1 else {}
+
     def rollout(self, prompts: Sequence[str], over: Over, generators: Generators, x: Tensor | None = None) -> Rollout:
         texts = list(prompts)
         best = super().rollout(texts, over, generators, x)

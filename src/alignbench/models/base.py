@@ -67,6 +67,14 @@ class Diffusion(nn.Module, ABC):
         """The parameters of `who`, by a name that is stable across runs."""
 
     @abstractmethod
+    def rescale(self, who: str, scale: float) -> None:
+        """Move `who` along the line from where it started: 0 is there, 1 is where it stands, and more goes beyond."""
+
+    @abstractmethod
+    def weights(self, who: Who) -> dict[str, Tensor]:
+        """All weights of the denoiser that `who` is, by name and no other copy's; of None the frozen rest too: text encoders, decoder."""
+
+    @abstractmethod
     def export(self, who: str, folder: Path, spec: Spec) -> None:
         """Write the weights of `who` as others load them."""
 

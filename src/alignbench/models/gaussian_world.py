@@ -60,6 +60,14 @@ class GaussianWorld(VariancePreserving):
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
         return dict(self.copies[who].named_parameters())
 
+    @torch.no_grad()
+    def rescale(self, who: str, scale: float) -> None:
+        for parameter in self.trainable(who).values():
+            parameter.mul_(scale)  # it started as 0
+
+    def weights(self, who: Who) -> dict[str, Tensor]:
+        return dict(self.trainable(who)) if who else {}  # the data's law is in the settings
+
     def export(self, who: str, folder: Path, spec: Spec) -> None:
         """<folder>/<who>.safetensors, with the copy's gain and shift."""
         from safetensors.torch import save_file

@@ -17,6 +17,8 @@ from alignbench.models import lora
 from alignbench.models.base import Diffusion, Spec, VariancePreserving, Who
 from alignbench.models.recompute import recomputed
 
+SCHEDULE = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one", "shift")
+
 
 def quiet() -> None:
     """No bars of no use for files that are here, and no page of advice for files that are not."""
@@ -213,6 +215,34 @@ class Pipeline(Diffusion):
         network.fuse_lora()
         network.unload_lora()
 
+    def unlike(self, folder: Path) -> list[str]:
+        """The parts of a saved pipeline, beside its denoiser, that are not this one's: by weights in this one's precision, by schedule."""
+        found, precision = [], next(self.denoiser.parameters()).dtype
+        for name, mine in self._frozen().items():
+            files = [file for file in sorted((folder / name).glob("*.safetensors")) if len(file.suffixes) == 1]  # variants have two
+            there = {key: each for file in files for key, each in tensors(file).items()}
+            same = [key in mine and torch.equal(each.to(precision).to(mine[key].dtype), mine[key].cpu()) for key, each in there.items()]
+            if not same or not all(same):
+                found.append(name)
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        own = self.pipeline[0].scheduler.config
+        return found + ["scheduler"] * any(config.get(key) != own.get(key) for key in SCHEDULE)
+
+    def _frozen(self) -> dict[str, dict[str, Tensor]]:
+        """The weights of all parts but the denoiser, by part."""
+        parts = self.pipeline[0].components.items()
+        return {name: part.state_dict() for name, part in parts if isinstance(part, nn.Module) and name != self.component}
+
+    def weights(self, who: Who) -> dict[str, Tensor]:
+        network = self._network(self.adapters.get(who, who) if who else None)
+        own = {
+            f"{self.component}.{name.replace('.base_layer.', '.')}": each  # peft's name for what an adapter, of whomever, sits on
+            for name, each in network.state_dict().items()
+            if "lora_" not in name or (who in self.adapters and f".{who}." in name)
+        }
+        rest = {} if who else self._frozen()
+        return own | {f"{part}.{name}": each for part, state in rest.items() for name, each in state.items()}
+
     def grow(self, who: str, spec: Spec, start: Who = None) -> None:
         if spec.kind == "full":
             if start in self.adapters.values():
@@ -227,6 +257,18 @@ class Pipeline(Diffusion):
         if who in self.adapters:
             return lora.parameters(self._network(self.adapters[who]), who)
         return dict(self._network(who).named_parameters())
+
+    @torch.no_grad()
+    def rescale(self, who: str, scale: float) -> None:
+        """A LoRA's update B A through B, which started as 0; a full copy between its start's weights and its own."""
+        if who in self.adapters:
+            for name, parameter in self.trainable(who).items():
+                if "lora_B" in name:
+                    parameter.mul_(scale)
+            return
+        start = dict(self._network(self.start).named_parameters())
+        for name, parameter in self.trainable(who).items():
+            parameter.lerp_(start[name].to(parameter), 1 - scale)
 
     def export(self, who: str, folder: Path, spec: Spec) -> None:
         """A diffusers LoRA in `folder` (`load_lora_weights`), or the full copy in a folder of the denoiser's name (`from_pretrained`)."""
