@@ -88,7 +88,7 @@ def _begun(folder: Path) -> bool:
 def compared(found: list[Found], metric: str, how: Bootstrap, power: float) -> dict[str, Any]:
     """One comparison for each model, dataset, sampler and evaluation among the runs. ValueError where runs do not fit together."""
     by_hash: dict[str, Found] = {}
-    for each in found:
+    for each in sorted(found, key=lambda one: one.run is None):
         by_hash.setdefault(each.said["hash"], each)  # the same run in two places is one
     groups: dict[str, list[Found]] = {}
     for each in by_hash.values():
@@ -174,7 +174,7 @@ def labels(abouts: list[dict[str, Any]]) -> list[str]:
     for about, own in zip(abouts, flat, strict=True):
         method = about["choices"]["method"]
         same = [other for rival, other in zip(abouts, flat, strict=True) if rival["choices"]["method"] == method]
-        changed = sorted(key for key in {key for other in same for key in other} if len({repr(other.get(key)) for other in same}) > 1)
+        changed = sorted(key for key in own if len({repr(other.get(key)) for other in same}) > 1)
         if any(key.startswith("reward.") for key in changed):  # a choice says more than its settings
             changed = [key for key in changed if not key.startswith("reward.")]
             names.append(", ".join([method, f"reward={about['choices']['reward']}", *(_setting(key, own) for key in changed)]))
@@ -184,7 +184,7 @@ def labels(abouts: list[dict[str, Any]]) -> list[str]:
 
 
 def _setting(key: str, config: dict[str, Any]) -> str:
-    return f"{key.removeprefix('method.')}={config.get(key, 'none')}"
+    return f"{key.removeprefix('method.').removeprefix('evaluated.')}={config[key]}"
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
