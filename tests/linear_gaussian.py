@@ -54,7 +54,7 @@ class Law:
     kl: Tensor  # sum over the steps of E[KL(step || reference's step)], per element, at states that are held fixed
 
 
-def law(world: GaussianWorld, steps: int, theta: Tensor, charged: bool = False, first: int = 0) -> Law:
+def law(world: GaussianWorld, steps: int, theta: Tensor, charged: bool = False) -> Law:
     """x_0 under DDIM(eta=1) with denoiser x0' = (1 + gain) x0_exact + shift, theta = (gain, shift): each step is x -> A x + B + std z.
 
     Differentiable. The KL is too, but only through the steps' means: the states at which it is taken are detached, as in a method that adds
@@ -66,11 +66,10 @@ def law(world: GaussianWorld, steps: int, theta: Tensor, charged: bool = False, 
     for k in range(steps):
         here, there = world.alpha_bar[times[k]], world.alpha_bar[times[k + 1]]
         std2 = (1 - there) / (1 - here) * (1 - here / there)
-        a, b = _affine(world, here, there, std2, theta if k >= first else theta.detach())
+        a, b = _affine(world, here, there, std2, theta)
         a_ref, b_ref = _affine(world, here, there, std2, torch.zeros(2, dtype=torch.float64))
         m, v = (mean, variance) if charged else (mean.detach(), variance.detach())
-        own = (((a - a_ref) * m + b - b_ref).square() + (a - a_ref).square() * v) / (2 * std2)
-        kl = kl + (own if k >= first else 0)
+        kl = kl + (((a - a_ref) * m + b - b_ref).square() + (a - a_ref).square() * v) / (2 * std2)
         mean, variance = a * mean + b, a**2 * variance + std2
     return Law(mean, variance, kl)
 

@@ -16,7 +16,6 @@ from alignbench.methods.d3po import D3PO
 from alignbench.methods.ddpo import DDPO
 from alignbench.methods.di_star import DIStar
 from alignbench.methods.diffusion_dpo import DiffusionDPO
-from alignbench.methods.draft import DRaFT
 from alignbench.methods.kl_rlhf import KLRLHF
 from alignbench.methods.pso import PSO
 from alignbench.methods.pxpo import PXPO
@@ -141,8 +140,6 @@ RWR_ = (
 SFT_ = (SFT, ddim, {"images": 12, "images_per_prompt": 4, "batch": 12, "steps": 2, "drop_prompt": 0.2, "pictures": None})
 DIFFUSION_DPO = (DiffusionDPO, ddim, {"batch": 12, "steps": 2, "beta": 20.0, "reduce": "mean", "drop_prompt": 0.2, "pairs": GivenPairs()})
 
-DRAFT = (DRaFT, ddim, {"batch": 12, "steps": 2, "last": 2, "kl": 0.0, "reduce": "mean"})
-
 Entry = tuple[Callable[..., Method], Callable[[], Sampler], dict[str, Any]]
 
 
@@ -174,10 +171,6 @@ ZOO: dict[str, Entry] = {
     "di_star_outside_l2": variant(DI_STAR, placement="outside", divergence="l2"),
     "di_star_few_step": variant(DI_STAR, few_step, reduce="mean", turns=2),
     "diff_instruct": variant(DI_STAR, divergence="kl", reward_weight=0.0, guidance=1.0),
-    "draft": DRAFT,
-    "draft_1": variant(DRAFT, last=1),
-    "draft_kl": variant(DRAFT, last=3, kl=0.3),
-    "draft_whole": variant(DRAFT, last=4, kl=0.1, reduce="sum"),
     "rwr": RWR_,
     "rwr_sparse": variant(RWR_, form="sparse", percentile=0.5),
     "sft": SFT_,

@@ -15,16 +15,13 @@ from linear_gaussian import Law, Linear, Quadratic, expected, fixed_point, law, 
 from torch import Tensor
 
 from alignbench.datasets.scenes import ScenePairs
-from alignbench.gaussian import Gaussian
-from alignbench.methods.base import Metrics
 from alignbench.methods.d3po import D3PO
 from alignbench.methods.ddpo import DDPO
 from alignbench.methods.di_star import DIStar, GeneratorTurn, Turn
 from alignbench.methods.diffusion_dpo import DiffusionDPO
-from alignbench.methods.draft import DRaFT, Noise
 from alignbench.methods.kl_rlhf import KLRLHF
 from alignbench.methods.pso import PSO
-from alignbench.models.base import Diffusion, Spec
+from alignbench.models.base import Spec
 from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.objectives import Divergence, ranked
 from alignbench.policy import Policy
@@ -149,7 +146,7 @@ def kl_rlhf(
     )
 
 
-def trained(method: DDPO | KLRLHF | DRaFT, epochs: int, rate: float) -> Tensor:
+def trained(method: DDPO | KLRLHF, epochs: int, rate: float) -> Tensor:
     """A bare loop with a rate that falls to 0; the mean of (gain, shift) over the last third."""
     optimizer, copy, total = method.configure_optimizers(), method.policy.trainable(), torch.zeros(2, dtype=torch.float64)
     for epoch in range(epochs):
@@ -234,16 +231,14 @@ def tilted_reference() -> list[Row]:
     The released DPOK's |eps - eps_ref|^2 in place of the KL has the optimum alpha slope / (2 beta e^2), e = d eps / d mean of the step.
     """
     slope, alpha, goal, rows = 2.0, 3.0, 0.8, []
-    for name in ("ddpo", "kl_rlhf", "kl_rlhf, released", "draft"):
+    for name in ("ddpo", "kl_rlhf", "kl_rlhf, released"):
         model = a_world()
         sampler, std = one_step_chain(model)
         policy = Policy(model, sampler, "policy", chunk=4096)
         here, there = model.alpha_bar[[999, 400]]
         per_mean = (here / (1 - here)).sqrt() / (there.sqrt() - ((1 - there - std**2) * here / (1 - here)).sqrt())
         if name == "ddpo":
-            method: DDPO | KLRLHF | DRaFT = ddpo(policy, Linear(slope), 512, kl=std**2 * slope / goal)
-        elif name == "draft":
-            method = draft(policy, Linear(slope), 1, std**2 * slope / goal)
+            method: DDPO | KLRLHF = ddpo(policy, Linear(slope), 512, kl=std**2 * slope / goal)
         elif name == "kl_rlhf":
             method = kl_rlhf(policy, Linear(slope), 512, alpha * std**2 * slope / goal, alpha)
         else:
@@ -251,82 +246,6 @@ def tilted_reference() -> list[Row]:
         model.copies["policy"]["shift"].data.fill_(trained(method, epochs=150, rate=0.05)[1].item())
         reached = moved(policy, torch.zeros(1, *model.shape, dtype=torch.float64)).mean().item()
         rows.append(Row(f"{name}, one step", "shift of the mean", goal, reached, 0.03 * goal))
-    return rows
-
-
-# ---- the reward's gradient
-
-
-def draft(policy: Policy, reward: Reward, last: int, kl: float, images: int = 256) -> DRaFT:
-    return DRaFT(batch=images, steps=1, last=last, kl=kl, reduce="sum", **common(policy, reward, 0.05))
-
-
-def signs(model: GaussianWorld, steps: int) -> Noise:
-    """Noise of -1 and 1 in all 2^(steps + 1) ways: over it the mean of a quadratic in the noise is that over the normal, exactly."""
-    each = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * (steps + 1))
-    return Noise(("",) * len(each), each[:, :, None, None, None].expand(-1, -1, *model.shape))
-
-
-class StatesDetached(DRaFT):
-    """A near miss: no gradient from a step to the one before it, so that each of the last K feels its own KL and nothing of the reward."""
-
-    def loss(self, batch: Noise) -> tuple[Tensor, Metrics]:
-        step = self.policy.sampler.step
-
-        def cut(model: Diffusion, x: Tensor, *others: Any) -> Gaussian:
-            return step(model, x.detach(), *others)
-
-        with mock.patch.object(self.policy.sampler, "step", cut):
-            return super().loss(batch)
-
-
-def draft_gradient() -> list[Row]:
-    """The gradient of E[r] - kl KL(path) through the last K steps, in closed form: for every K; what goes back one step less is another."""
-    steps, kl, rows, found = 4, 0.02, [], {}
-    model, reward = a_world(), Quadratic(1.5, width=1.0)
-    model.copies["policy"]["gain"].data.fill_(0.1)
-    model.copies["policy"]["shift"].data.fill_(0.3)
-    policy = Policy(model, DDIM(steps=steps, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=4096)
-    noise, exact = signs(model, steps), {}
-    for last in range(1, steps + 1):
-        theta = torch.tensor([0.1, 0.3], dtype=torch.float64, requires_grad=True)
-        of = law(model, steps, theta, charged=True, first=steps - last)
-        value = -expected(of, reward, 4) + kl * 4 * of.kl
-        (exact[last],) = torch.autograd.grad(value, theta)
-        loss, _ = draft(policy, reward, last, kl).loss(noise)
-        found[last] = gradient(loss, model)
-        name = f"draft, K = {last}"
-        rows.append(Row(name, "loss", value.item(), loss.item(), 1e-5))  # a reward is in float32
-        rows.append(Row(name, "gradient, scale", exact[last][0].item(), found[last][0].item(), 1e-9))
-        rows.append(Row(name, "gradient, location", exact[last][1].item(), found[last][1:].sum().item(), 1e-9))
-    for last in range(1, steps):
-        name = f"draft, K = {last} | {last + 1}"
-        rows.append(Row(name, "gradient, apart", 0.0, off(found[last], found[last + 1]), 1e-2, differs=True))
-    wrong = StatesDetached(batch=1, steps=1, last=steps, kl=kl, reduce="sum", **common(policy, reward, 0.05))
-    control = gradient(wrong.loss(noise)[0], model)
-    rows.append(Row("draft, states detached", "gradient, apart", 0.0, off(control, found[steps]), 1e-2, differs=True))
-    return rows
-
-
-def draft_optimum() -> list[Row]:
-    """Through all steps it climbs E[r] - kl KL(path): the optimum of a KL in the reward, where earlier steps pay for later ones.
-
-    Not that of a KL in the loss, whose states are held fixed; and a larger weight has another optimum, nearer to the start.
-    """
-    steps, target, rows = 6, 1.5, []
-    world, reward = a_world(), Quadratic(target, width=1.0)
-    goals = {kl: law(world, steps, fixed_point(world, steps, reward, 4, kl, charged=True)) for kl in (0.003, 0.02)}
-    in_loss = law(world, steps, fixed_point(world, steps, reward, 4, 0.003))
-    for kl, exact in goals.items():
-        policy = Policy(a_world(), DDIM(steps=steps, eta=1.0, guidance=1.0, deterministic=0), "policy", chunk=4096)
-        found = law(world, steps, trained(draft(policy, reward, steps, kl), epochs=200, rate=0.05))
-        name = f"draft, kl = {kl:g}"
-        rows.append(Row(name, "mean", exact.mean.item(), found.mean.item(), 0.02 * exact.mean.item()))
-        rows.append(Row(name, "variance", exact.variance.item(), found.variance.item(), 0.06 * exact.variance.item()))
-    little, much = goals.values()
-    for name, one, other in (("draft, little KL | much", little, much), ("draft, in the reward | in the loss", little, in_loss)):
-        rows.append(Row(name, "mean, apart", one.mean.item(), other.mean.item(), 0.06 * one.mean.item(), differs=True))
-        rows.append(Row(name, "variance, apart", one.variance.item(), other.variance.item(), 0.18 * one.variance.item(), differs=True))
     return rows
 
 
@@ -763,8 +682,6 @@ def guidance_placement() -> list[Row]:
 PROOFS: tuple[Callable[[], list[Row]], ...] = (
     policy_gradients,
     tilted_reference,
-    draft_gradient,
-    draft_optimum,
     log_odds,
     given_pairs,
     di_star_optima,

@@ -182,7 +182,6 @@ def guarded(name: str, at: float, **changes: Any) -> Method:
 
 
 TAUGHT = [name for name in ZOO if name != "diff_instruct"]  # which asks nobody
-DIVERGENCE = ("di_star", "kl_rlhf", "ddpo_group", "draft_kl", "draft_whole")
 
 
 @pytest.mark.filterwarnings("ignore:.*have no score")
@@ -199,9 +198,7 @@ def test_no_weight_becomes_nan_where_some_images_have_no_score(name: str) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*have no score")
-@pytest.mark.parametrize(
-    "name", [name for name in TAUGHT if not name.startswith(("di_star", "kl_rlhf", "ddpo_group", "draft_kl", "draft_whole"))]
-)
+@pytest.mark.parametrize("name", [name for name in TAUGHT if not name.startswith(("di_star", "kl_rlhf", "ddpo_group"))])
 def test_an_epoch_without_any_score_moves_no_weight(name: str) -> None:
     """But for those whose loss has a divergence beside the reward."""
     method = guarded(name, at=-torch.inf, micro_batch=4)

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from methods_zoo import (
     DDPO_,
     DI_STAR,
-    DRAFT,
     KL_RLHF,
     ZOO,
     Brightness,
@@ -33,7 +32,6 @@ from torch import Tensor
 
 from alignbench.methods.base import Method
 from alignbench.methods.di_star import CriticTurn, GeneratorTurn
-from alignbench.methods.draft import Noise
 from alignbench.methods.kl_rlhf import ValueRows
 from alignbench.objectives import preference, ranked
 from alignbench.rng import Draws, generator
@@ -43,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(eval mode|same score|returned
 PAIRED = [name for name in ZOO if name.startswith(("d3po", "pso"))]
 RATIOS = [name for name in ZOO if name.startswith(("ddpo", "pxpo", "kl_rlhf", "d3po", "pso"))]
 DETACHED = ("di_star_kl", "diff_instruct", "di_star_outside", "di_star_outside_kl", "di_star_outside_l2", "di_star_few_step")  # as meant
-SLOPES = [name for name in ZOO if name not in DETACHED and not name.startswith("draft")]  # whose rewards are in float32: test_draft.py
+SLOPES = [name for name in ZOO if name not in DETACHED]
 TIED = [name for name in PAIRED if name != "pso_second_wins"]
 
 
@@ -202,13 +200,7 @@ def test_far_from_the_data_everything_is_finite(name: str, nats: float) -> None:
 
 @pytest.mark.parametrize(
     "name, metric",
-    [
-        ("ddpo_group", "step_kl"),
-        ("kl_rlhf", "step_kl"),
-        ("kl_rlhf_value", "step_kl"),
-        ("kl_rlhf_released", "eps_gap"),
-        ("draft_kl", "step_kl"),
-    ],
+    [("ddpo_group", "step_kl"), ("kl_rlhf", "step_kl"), ("kl_rlhf_value", "step_kl"), ("kl_rlhf_released", "eps_gap")],
 )
 def test_the_step_kl_is_zero_at_the_reference_and_positive_off_it(name: str, metric: str) -> None:
     for method, off in ((made(name, micro_batch=1), False), (moved(made(name, micro_batch=1)), True)):
@@ -244,7 +236,6 @@ def slope(name: Any, kind: type | None = None, **changes: Any) -> Tensor:
         (variant(KL_RLHF, variant="released"), "kl", 0.3, Transition),
         (variant(KL_RLHF, variant="released"), "reward_weight", 10.0, Transition),
         (variant(KL_RLHF, baseline="value"), "reward_weight", 10.0, Transition),
-        (variant(DRAFT, last=3, kl=1.0), "kl", 0.2, Noise),
         (DI_STAR, "reward_weight", 3.0, GeneratorTurn),
         (variant(DI_STAR, divergence="kl"), "reward_weight", 3.0, GeneratorTurn),
         (variant(DI_STAR, placement="outside"), "guidance", 3.0, GeneratorTurn),
@@ -317,7 +308,6 @@ def test_a_value_baseline_is_subtracted_and_not_trained_by_the_theirs_loss() -> 
         ("diffusion_dpo", {"reduce": "sum"}),
         ("pxpo", {"normalise": "per_pixel"}),
         ("pxpo_sf", {"normalise": "none"}),
-        ("draft", {"last": 1}),
         ("di_star_l2", {"normalise": "none"}),
         ("di_star", {"huber": 1.0}),
     ],
