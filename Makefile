@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser prove compare parity check format lock wheel clean
+.PHONY: help setup demo test test-slow test-browser prove compare equal-budget goodhart parity check format lock wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 # nothing is downloaded at run time, and an attempt is an error; torch on one thread is the fastest for models this small
-demo test test-slow test-browser prove compare: export HF_HUB_OFFLINE := 1
-test test-slow test-browser prove: export OMP_NUM_THREADS ?= 1
+demo test test-slow test-browser prove compare equal-budget goodhart: export HF_HUB_OFFLINE := 1
+test test-slow test-browser prove equal-budget goodhart: export OMP_NUM_THREADS ?= 1
 
 demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 2 minutes
 	@$(BIN)/python -m alignbench $(ARGS)
@@ -55,6 +55,16 @@ prove: $(STAMP)  ## every method against its closed form, a table of exact and r
 
 compare: $(STAMP)  ## every method on the sandbox, three seeds: a table and pictures, at most 45 minutes on 2 cores
 	@$(BIN)/python experiments/sandbox_methods/compare.py $(ARGS)
+
+equal-budget: $(STAMP)  ## four methods, five seeds, one budget of reward queries: a table, about 25 minutes on 1 core
+	@$(BIN)/python -m alignbench -m method=ddpo,kl_rlhf,d3po,pxpo seed=0,1,2,3,4 \
+		budget=reward_queries budget.reward_queries=256 eval.every=1 output=outputs/equal_budget
+	@$(BIN)/python -m alignbench table outputs/equal_budget to=experiments/equal_budget
+
+goodhart: $(STAMP)  ## a learned reward over-optimised on purpose, a KL against it, and an unbiased one: a table, about 45 minutes on 1 core
+	@$(BIN)/python -m alignbench -m experiment=goodhart method.reward_weight=1000,0.1,0.01 seed=0,1,2 output=outputs/goodhart
+	@$(BIN)/python -m alignbench -m experiment=goodhart reward=smooth_panel seed=0,1,2 output=outputs/goodhart
+	@$(BIN)/python -m alignbench table outputs/goodhart to=experiments/goodhart
 
 # not offline: uv fetches what its cache lacks; the judges themselves ask no hub
 parity: export OMP_NUM_THREADS ?= 2

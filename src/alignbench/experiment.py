@@ -259,9 +259,20 @@ class Experiment:
             | {
                 "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
                 "evaluation": tested,
+                "best checkpoint": self._chosen(),
                 "estimated time": f"{_duration(self._seconds(evaluations))} of training",
             }
         )
+
+    def _chosen(self) -> str:
+        wanted = self.config["eval"]["peak"]
+        if wanted is None or not self.config["eval"]["every"]:
+            return "none is chosen; eval.peak and eval.every say by whom and how often"
+        if not self.choosers:
+            return f"none is chosen: no judge of the evaluation is held out from {self.reward.name}; add one to eval.judges"
+        patience = self.config["eval"]["patience"]
+        until = f", and training ends after {patience} without a better one" if patience else ""
+        return f"chosen by {', '.join(self.choosers)} on validation prompts{until}"
 
     @torch.no_grad()
     def _seconds(self, evaluations: int) -> float:
