@@ -124,7 +124,8 @@ def _main(rows: Sequence[dict[str, Any]], one: dict[str, Any], made: dict[str, A
     return (
         _table(["method", "trained on", "seeds", *head, "reward queries", "network evaluations"], lines)
         + f"\n\nMean (paired change against the reference, with its interval; bold where that excludes 0).{ranked} † trained on: no "
-        "evidence by itself, never ranked on. A seed without a result, failed or not finished, counts as the reference. Interquartile means and what could be detected at "
+        "evidence by itself, never ranked on. A seed without a result, failed or not finished, counts as the reference. Interquartile "
+        "means and what could be detected at "
         f"{100 * made['power']:g} % power are in table.json and table.csv."
     )
 
