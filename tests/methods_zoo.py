@@ -86,6 +86,7 @@ class Brightness(Hill):
 class GivenPairs:
     """Pairs of the Gaussian world's images, the brighter one preferred; a third of them ties."""
 
+    datasets = ()
     decided = 2 / 3
 
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:

@@ -55,6 +55,6 @@ def recompute(runs, by, made):  # runs: name of a row -> its folders; by: the me
     for n, p in enumerate(ps := sorted(told[a, b][0]["p"] for a, b in itertools.combinations(y, 2))):
         told["holm", p] = max(told.get(("holm", ps[n - 1]), 0.0) if n else 0.0, min(1.0, p * (len(ps) - n)))
     for own in (*([name] for name in cells), list(cells)):  # one setting a method, then all methods
-        stat = lambda s, w: area(*([mean(t[c])(s[i:], w) for i, c in enumerate(own)] for t in (kl, moved)), max(t.mean() for t in kl.values()))
+        stat = lambda s, w: area(*([mean(t[c])(s[i:], w) for i, c in enumerate(own)] for t in (kl, moved)), 1.1 * max(t.mean() for t in kl.values()))
         told["front", *own] = interval(stat, [len(kl[c]) for c in own], P, made)[0]
     return told

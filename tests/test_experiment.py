@@ -267,6 +267,8 @@ def test_the_lora_of_a_run_gives_its_pictures_in_plain_diffusers(tmp_path: Path)
         (["model=gaussian", "adapter=lora", "epochs=1"], "set adapter=full"),
         (["adapter=lora", "lora.targets=[nope]"], r"lora.targets=\['nope'\]"),
         (["method=ddpo_sf", "method.batch=16"], "one update a collection"),
+        (["eval.patience=2", "eval.peak=null"], "eval.patience=2: nothing to wait for; none is chosen"),
+        (["eval.patience=2", "eval.judges=[]"], "no judge of the evaluation is held out from scene_judge"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_before_anything_runs(more: list[str], said: str) -> None:

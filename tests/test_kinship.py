@@ -161,14 +161,18 @@ def test_of_clip_the_sizes_tell_the_backbone_and_the_hub_id_the_data() -> None:
 
 def test_the_label_in_tables_follows() -> None:
     exact, scene, colour, net = ExactJudge(), SceneJudge(), Colour(width=0.35), Says("net", (UNKNOWN,), ())
-    assert label_of(scene, scene) == ("trained", "")
-    assert label_of(exact, exact) == ("trained", "")  # trained on, it is no gold standard
-    assert label_of(exact, scene) == ("gold", "")
-    assert label_of(colour, scene) == ("held out", "")
+    assert label_of(scene, scene, ()) == ("trained", "")
+    assert label_of(exact, exact, ()) == ("trained", "")  # trained on, it is no gold standard
+    assert label_of(exact, scene, ()) == ("gold", "")
+    assert label_of(colour, scene, ()) == ("held out", "")
     parity, why = SceneParity(attribute="shape"), "scene_judge and scene_parity both stand on the exact judge's reading"
-    assert label_of(parity, scene) == ("related", why)
-    assert label_of(net, scene)[0] == "unknown"
-    assert {label_of(each, None)[0] for each in (scene, colour, net)} == {"held out"}  # nothing was trained on
+    assert label_of(parity, scene, ()) == ("related", why)
+    assert label_of(net, scene, ())[0] == "unknown"
+    assert {label_of(each, None, ())[0] for each in (scene, colour, net)} == {"held out"}  # nothing was trained on
+    assert label_of(colour, None, ("colour", "unknown")) == ("related", "the weights learned from colour")  # pairs that it had scored
+    assert label_of(scene, None, ("colour", "unknown"))[0] == "unknown"
+    assert label_of(exact, None, ("unknown",)) == ("gold", "")
+    assert label_of(scene, None, ("colour",)) == ("held out", "")
     judges = [Judge(each, Meters()) for each in (scene, exact, parity)]
     about = described(judges, scene, {"kl": {"label": "divergence"}})
     assert [row["label"] for row in about] == ["trained", "gold", "related", "divergence"]

@@ -10,7 +10,9 @@ import pytest
 from recompute import recompute
 
 from alignbench.__main__ import main
-from alignbench.report.record import read_about, read_samples
+from alignbench.report.comparison import shown
+from alignbench.report.record import Record, read_about, read_samples
+from alignbench.table import labels
 
 JUDGE = "eval.judges=[{_target_: alignbench.rewards.jpeg.JpegCompressibility}]"
 SMALL = [
@@ -96,8 +98,7 @@ def test_an_independent_script_finds_every_number(runs: Path) -> None:
     text = (runs / "table" / "table.md").read_text()
     for row in one["rows"]:
         change = row["metrics"][by]["change"]
-        assert f"{row['metrics'][by]['mean']['value']:.4g} (" in text
-        assert f"{change['value']:+.1e}"[:2] in text
+        assert f"{row['metrics'][by]['mean']['value']:.4g} ({shown(change, bold=True)})" in text
     assert len(Path(__file__).with_name("recompute.py").read_text().splitlines()) <= 60
 
 
@@ -143,6 +144,50 @@ def test_settings_of_one_method_are_rows_of_their_own(runs: Path, tmp_path: Path
     (front,) = [each for each in made(folder)["comparisons"][0]["fronts"] if each["method"] == "kl_rlhf"]
     assert other in [point["label"] for point in front["points"]]
     assert len(front["points"]) == 2
+
+
+def test_rows_that_no_setting_tells_apart_keep_names_of_their_own() -> None:
+    config = {"method": {"lr": 1.0}, "reward": {"noise": 0.1}, "seed": 0}
+    one = {"choices": {"method": "ddpo", "reward": "scene_panel"}, "cell": "a" * 64, "config": config}
+    other = one | {"config": config | {"reward": {"noise": 0.5}}, "cell": "b" * 64}
+    assert labels([one, other]) == ["ddpo, reward.noise=0.1", "ddpo, reward.noise=0.5"]
+    colour = other | {"choices": {"method": "ddpo", "reward": "colour"}}
+    assert labels([one, colour]) == ["ddpo, reward=scene_panel", "ddpo, reward=colour"]
+    edited = one | {"cell": "c" * 64}  # a file with another content
+    assert labels([one, edited]) == ["ddpo, aaaaaa", "ddpo, cccccc"]
+
+
+def test_prompts_without_a_score_are_left_out_of_all_rows(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    lost = next(folder.glob("ddpo-*-s1-*"))
+    rows = read_samples(lost) + read_samples(lost, "validation")
+    prompt = rows[0]["prompt_id"]
+    for row in rows:
+        if row["split"] == "test" and row["prompt_id"] == prompt and row["who"] == "policy":
+            row["brightness"] = None
+        if row["split"] == "validation" and row["epoch"] == 2:
+            row["jpeg_compressibility"] = None
+    Record(lost).samples(rows, read_about(lost))
+    (one,) = made(folder)["comparisons"]
+    assert one["left_out"] == 1
+    assert "1 prompts are left out of all rows" in (folder / "table" / "table.md").read_text()
+    row = next(row for row in one["rows"] if row["method"] == "kl_rlhf")
+    own = [
+        each for run in folder.glob("kl_rlhf-*") for each in read_samples(run) if each["prompt_id"] != prompt and each["who"] == "policy"
+    ]
+    assert row["metrics"]["kl"]["mean"]["value"] == pytest.approx(sum(each["kl"] for each in own) / len(own), abs=1e-9)
+    points = {point["epoch"]: point for row in one["rows"] if row["method"] == "ddpo" for point in row["along"]["points"]}
+    assert points[2]["jpeg_compressibility"] is None
+    assert points[1]["jpeg_compressibility"] is not None
+
+
+def test_change_at_a_divergence_that_a_method_has_is_its_own(runs: Path) -> None:
+    (one,) = made(runs)["comparisons"]
+    fronts = {front["method"]: front for front in one["fronts"]}
+    least = min((front for name, front in fronts.items() if name != "all"), key=lambda front: front["points"][-1]["x"])
+    assert least["at"] == least["points"][-1]["x"]
+    assert least["matched"]["value"] == pytest.approx(least["points"][-1]["y"], abs=1e-12)
 
 
 def test_other_noise_is_another_comparison(runs: Path, tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def _digest_of_data(path: Path, output: Path) -> str | None:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.relative_to(path) if path.is_dir() else file}\0{file.stat().st_size}\0".encode())
-        if file.suffix in LISTINGS:
+        if file.suffix in LISTINGS or file.name == "metadata.parquet":
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest() if files else None
 

@@ -104,6 +104,7 @@ class Experiment:
     prompts: Prompts
     method: Method
     told: dict[str, int]  # seed and epoch, for what is kept aside
+    taught: tuple[str, ...] = ()  # what the weights learned from beside the reward, as `label_of` takes it
     trainer: Trainer | None = None
 
     @classmethod
@@ -133,7 +134,11 @@ class Experiment:
         method.grow(spec)
         model.economise(**{key: config["trainer"][key] for key in ECONOMIES})
         real = made(config["eval"]["real"]) if config["eval"]["real"] else None
-        return cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told)
+        made_up = cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told)
+        made_up.taught = method.sources
+        if config["eval"]["patience"] is not None and not (made_up.choosers and config["eval"]["every"]):
+            raise ValueError(f"eval.patience={config['eval']['patience']}: nothing to wait for; {made_up._chosen()}")
+        return made_up
 
     @classmethod
     def finished(cls, folder: Path, config: dict[str, Any] | None = None, peak: int | None = None) -> "Experiment":
@@ -210,7 +215,7 @@ class Experiment:
     @property
     def labels(self) -> dict[str, str]:
         """What each judge's scores are evidence of, by name."""
-        return {judge.reward.name: label_of(judge.reward, self.trained)[0] for judge in self.judges}
+        return {judge.reward.name: label_of(judge.reward, self.trained, self.taught)[0] for judge in self.judges}
 
     @property
     def trained(self) -> Reward | None:

@@ -120,7 +120,10 @@ def about_of(subject: "Subject", sides: "dict[str, Scored]") -> dict[str, Any]:
     experiment, composed = subject.experiment, subject.composed
     made = run.about(experiment, composed, subject.policy, sides["policy"].measured, epochs=subject.epoch, peak=None)
     said = made | {"sets": experiment.sets(sides)} | subject.said
-    said["config"] = said["config"] | {"eval": composed.identity["eval"], "evaluated": subject.mark}
+    said["config"] = said["config"] | {
+        **{group: composed.identity[group] for group in ("eval", "dataset", "sampler", "trainer")},
+        "evaluated": subject.mark,
+    }
     for key in ("hash", "cell"):
         text = json.dumps([said[key], getattr(composed, key), subject.mark], sort_keys=True)
         said[key] = hashlib.sha256(text.encode()).hexdigest()

@@ -202,7 +202,7 @@ def about(
         "trainable_parameters": experiment.trainable_parameters,
         "epochs": epochs,
         "peak": peak,
-        "metrics": described(experiment.judges, experiment.trained, measured),
+        "metrics": described(experiment.judges, experiment.trained, experiment.taught, measured),
         "judges": experiment.identities,
         "meters": experiment.model.meters.state(),
         "weights": {"policy": digest(policy.trainable())},

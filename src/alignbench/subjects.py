@@ -13,6 +13,7 @@ from alignbench.experiment import Experiment
 from alignbench.models.pipeline import Pipeline
 from alignbench.policy import Policy
 from alignbench.report.record import read_about
+from alignbench.rewards.base import UNKNOWN
 from alignbench.run import anchor, settle
 
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' name for it
@@ -69,6 +70,7 @@ def of_weights(weights: str, words: list[str]) -> Subject:
     settle(composed.config)
     experiment = Experiment.build(composed.config)
     experiment.settle()
+    experiment.taught = (UNKNOWN,)  # nobody has said what weights from elsewhere learned from
     model, folder = experiment.model, Path(located(weights))
     if isinstance(model, Pipeline) and (folder / "model_index.json").is_file() and (others := model.unlike(folder)):
         raise ConfigError(

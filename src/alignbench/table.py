@@ -20,6 +20,7 @@ DEFAULTS: dict[str, str] = {"to": "", "metric": "", "level": "0.95", "replicates
 USAGE = (
     "alignbench table [FOLDER ...] [to=FOLDER] [metric=NAME] [level=0.95] [replicates=2000] [power=0.8]: run folders, or what holds them"
 )
+SETS = ("real", "precision_neighbours", "coverage_neighbours")
 SAME = ("prompts", "images", "noise")  # of eval: what makes test images of two runs comparable one by one
 
 
@@ -118,9 +119,11 @@ def terms(about: dict[str, Any]) -> dict[str, Any]:
         **{group: about["choices"][group] for group in ("model", "dataset")},
         "track": about["track"],
         "sampler": about["sampler"],
+        "of": {group: config[group] for group in ("dataset", "sampler")},
         "anchor": about["anchor"],
         "results_version": about["results_version"],
         **{key: config["eval"][key] for key in SAME},
+        **{key: config["eval"].get(key) for key in SETS},  # what columns of sets mean
     }
 
 
@@ -154,17 +157,24 @@ def _comparison(shared: dict[str, Any], ones: list[Found], metric: str, how: Boo
 
 def _agree(runs: list[Run]) -> None:
     """One reference and one judge under one name, or the differences would compare nothing."""
-    first = runs[0]
-    for run in runs[1:]:
-        places = f"{first.about['hash'][:10]} and {run.about['hash'][:10]}"
-        if run.images != first.images:
-            raise ValueError(f"runs {places} have other test images; give the folders of one evaluation")
-        for name in run.labels.keys() & first.labels.keys():
-            mine, theirs = (each.about["judges"].get(name) for each in (first, run))
-            if mine != theirs:
-                raise ValueError(f"runs {places} have two judges under the name {name}; give only runs with one of them")
-            if not np.allclose(first.table("reference", name), run.table("reference", name), rtol=1e-3, atol=1e-4, equal_nan=True):
-                raise ValueError(f"runs {places} score the reference's images differently by {name}: other weights or another machine")
+    seen: dict[str, tuple[Run, Any]] = {}
+    for run in runs:
+        if run.images != runs[0].images:
+            raise ValueError(f"runs {_two(runs[0], run)} have other test images; give the folders of one evaluation")
+        for name, identity in run.about["judges"].items():
+            other, theirs = seen.setdefault(f"judge {name}", (run, identity))
+            if identity != theirs:
+                raise ValueError(f"runs {_two(other, run)} have two judges under the name {name}; give only runs with one of them")
+        for name in run.labels:
+            other, _ = seen.setdefault(f"column {name}", (run, None))
+            if not np.allclose(other.table("reference", name), run.table("reference", name), rtol=1e-3, atol=1e-4, equal_nan=True):
+                raise ValueError(
+                    f"runs {_two(other, run)} score the reference's images differently by {name}: other weights or another machine"
+                )
+
+
+def _two(one: Run, other: Run) -> str:
+    return f"{one.about['hash'][:10]} and {other.about['hash'][:10]}"
 
 
 def labels(abouts: list[dict[str, Any]]) -> list[str]:
@@ -175,12 +185,12 @@ def labels(abouts: list[dict[str, Any]]) -> list[str]:
         method = about["choices"]["method"]
         same = [other for rival, other in zip(abouts, flat, strict=True) if rival["choices"]["method"] == method]
         changed = sorted(key for key in own if len({repr(other.get(key)) for other in same}) > 1)
-        if any(key.startswith("reward.") for key in changed):  # a choice says more than its settings
-            changed = [key for key in changed if not key.startswith("reward.")]
-            names.append(", ".join([method, f"reward={about['choices']['reward']}", *(_setting(key, own) for key in changed)]))
-        else:
-            names.append(", ".join([method, *(_setting(key, own) for key in changed)]))
-    return names
+        rewards = {rival["choices"]["reward"] for rival in abouts if rival["choices"]["method"] == method}
+        named = [f"reward={about['choices']['reward']}"] if len(rewards) > 1 else []  # a choice says more than its settings
+        settings = [_setting(key, own) for key in changed if not (named and key.startswith("reward."))]
+        names.append(", ".join([method, *named, *settings]))
+    twice = {name for name in names if names.count(name) > 1}  # what differs is in no setting: the content of a file
+    return [f"{name}, {about['cell'][:6]}" if name in twice else name for name, about in zip(names, abouts, strict=True)]
 
 
 def _setting(key: str, config: dict[str, Any]) -> str:

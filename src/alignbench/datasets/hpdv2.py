@@ -23,6 +23,8 @@ NAMES, OPINIONS = ("file_path", "image_path"), {"human_preference": 1, "rank": -
 class HPDv2(GivenPairs):
     """Of each prompt's images every two; those with one preference, or one rank, are tied."""
 
+    datasets = ("HPD v2",)
+
     def __init__(self, *, path: Text, folder: Text, size: Count, ties: Ties):
         """path: train.json or test.json; folder: of the images; size, ties: as `PairTable`'s. Raises ConfigError with the row for one that
         is wrong; a damaged image only when it is drawn.

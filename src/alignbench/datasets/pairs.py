@@ -15,6 +15,7 @@ Ties = Literal["left_out", "weigh_nothing"]
 
 
 class Pairs(Protocol):
+    datasets: tuple[str, ...]  # names of data, to tell which judges learned from the same; "unknown": nobody has said
     decided: float  # share of the pairs there are, in which one image is preferred
 
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:
@@ -71,6 +72,8 @@ class Choice:
 
 class GivenPairs:
     """Pairs from files. Readers find the choices; images are decoded when they are drawn."""
+
+    datasets: tuple[str, ...] = ("unknown",)
 
     def __init__(self, choices: Sequence[Choice], size: int, ties: Ties, called: str):
         """Raises ConfigError where nothing is decided, or an image is in a pair with itself."""

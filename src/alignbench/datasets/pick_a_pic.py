@@ -18,6 +18,8 @@ MEANT = {(1, 0): 0, (0, 1): 1, (0.5, 0.5): None, (None, None): None}  # which im
 class PickAPic(GivenPairs):
     """Labels and captions are read at once, images when they are drawn, with the others of their row group."""
 
+    datasets = ("Pick-a-Pic v1",)
+
     def __init__(self, *, path: Text, size: Count, ties: Ties):
         """path: a .parquet file, a folder of them, or a pattern; size, ties: as `PairTable`'s. Raises MissingAsset where there is no such
         file, ConfigError with file and row for one that is wrong; a damaged image only when it is drawn.

@@ -15,12 +15,16 @@ LISTINGS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class Pictures(Protocol):
+    datasets: tuple[str, ...]  # names of data, to tell which judges learned from the same; "unknown": nobody has said
+
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, list[str]]:
         """`count` pictures [count,3,H,W] in [0,1], with replacement, and their prompts."""
 
 
 class ImageFolder:
     """A folder with metadata.jsonl, .csv or .parquet, a row a picture, as the Hub's image folders have it."""
+
+    datasets = ("unknown",)
 
     def __init__(self, *, path: Text, size: Count, image: Text = "file_name", text: Text = "text"):
         """size: pixels; pictures are cropped to a square around their centre and resized. image, text: the columns, as the Hub calls them.

@@ -22,6 +22,8 @@ class Scenes:
 class ScenePictures:
     """Drawn scenes of the training split, for methods that learn from given images."""
 
+    datasets = ()  # right by construction: no judge has said so
+
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, list[str]]:
         there = scenes.all_scenes("train")
         picked = [there[index] for index in torch.randint(len(there), (count,), generator=generator).tolist()]
@@ -31,6 +33,7 @@ class ScenePictures:
 class ScenePairs:
     """Drawn scenes of the training split, each against the same scene with one of its five attributes wrong."""
 
+    datasets = ()
     decided = 1.0
 
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:

@@ -35,7 +35,9 @@ class ScoredPairs(GivenPairs):
         called = f"method.pairs.path={path}"
         table = read(Path(path), called)
         names, prompts = (table.words(column) for column in OURS)
-        scores = _scores(table, score or _only(table))
+        judge = score or _only(table)
+        self.datasets = (judge, "unknown")  # it taught what it had learned, which the table does not say
+        scores = _scores(table, judge)
         images = [inside(Path(folder), name, f"{called}, row {number}") for number, name in enumerate(names, 1)]
         rows: dict[str, list[int]] = {}
         for row, prompt in enumerate(prompts):

@@ -36,6 +36,8 @@ class Member:
 class WebDataset:
     """Pictures in .tar files: .jpg, .jpeg, .png or .webp, each with a .txt or .json of the same key."""
 
+    datasets = ("unknown",)
+
     def __init__(self, *, path: Text, size: Count, text: Text = "caption"):
         """path: a .tar file, a folder of them, or a pattern such as shards/{000..012}.tar; size: pixels, as `ImageFolder`'s; text: where a
         .json has its caption. Raises MissingAsset where there is no such file, ConfigError with shard and member for what is wrong; a

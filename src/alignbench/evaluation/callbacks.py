@@ -146,12 +146,18 @@ class Saver(Checkpoint):
 
 
 class BudgetStop(Callback):
-    """Ends training after the first epoch that reached a limit. Seconds are counted in this process only."""
+    """Ends training after the first epoch that reached a limit. Seconds are those of training, over all processes that continued it."""
 
     def __init__(self, meters: Meters, *, reward_queries: int | None, network_evaluations: int | None, device_seconds: float | None):
         self.meters = meters
         self.limits = {"reward_queries": reward_queries, "network_evaluations": network_evaluations, "device_seconds": device_seconds}
-        self.started = time.monotonic()
+        self.started, self.before = time.monotonic(), 0.0  # seconds: since then, and in earlier processes of this run
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.before + time.monotonic() - self.started} if self.limits["device_seconds"] is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = state.get("seconds", 0.0)
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         self.started = time.monotonic()
@@ -164,7 +170,7 @@ class BudgetStop(Callback):
         spent = {
             "reward_queries": self.meters.reward_queries,
             "network_evaluations": self.meters.network_evaluations.total(),
-            "device_seconds": time.monotonic() - self.started,
+            "device_seconds": self.before + time.monotonic() - self.started,
         }
         reached = any(limit is not None and spent[name] >= limit for name, limit in self.limits.items())
         if trainer.strategy.reduce_boolean_decision(reached, all=False):  # clocks differ: all processes stop together

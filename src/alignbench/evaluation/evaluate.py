@@ -11,7 +11,7 @@ from torch import Tensor
 from alignbench.evaluation.measures import Measures, Row, facts_of
 from alignbench.evaluation.statistics import paired_difference
 from alignbench.policy import Policy
-from alignbench.rewards.base import Reward, kinship
+from alignbench.rewards.base import UNKNOWN, Reward, kinship
 from alignbench.rewards.judge import Judge
 from alignbench.rng import generator
 
@@ -57,9 +57,9 @@ def score(policy: Policy, judges: Sequence[Judge], measures: Measures | None, pr
     return Scored(rows, images.float().cpu(), {name: facts_of(name, measures.spaces) for name in measured} if measures else {}, features)
 
 
-def described(judges: Sequence[Judge], trained: Reward | None, measured: dict[str, Row]) -> list[dict[str, Any]]:
-    """What each column of numbers is. trained: the reward that training optimised, if it did."""
-    return [_about(judge.reward, trained) for judge in judges] + list(measured.values())
+def described(judges: Sequence[Judge], trained: Reward | None, taught: Sequence[str], measured: dict[str, Row]) -> list[dict[str, Any]]:
+    """What each column of numbers is. trained: the reward that training optimised, if it did; taught: as `label_of` takes it."""
+    return [_about(judge.reward, trained, taught) for judge in judges] + list(measured.values())
 
 
 def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], replicates: int) -> list[dict[str, Any]]:
@@ -84,17 +84,25 @@ def compare(reference: Scored, policy: Scored, about: list[dict[str, Any]], repl
     return table
 
 
-def label_of(reward: Reward, trained: Reward | None) -> tuple[Label, str]:
-    """What its scores are evidence of, and why they are none of anything held out. Two judges of one name never meet."""
+def label_of(reward: Reward, trained: Reward | None, taught: Sequence[str]) -> tuple[Label, str]:
+    """What its scores are evidence of, and why they are none of anything held out. Two judges of one name never meet.
+
+    taught: what else the weights learned from: names as in a reward's datasets, and UNKNOWN where there is something that nobody has said.
+    """
     if trained is not None and reward.name == trained.name:
         return "trained", ""
+    label, why = kinship(trained, reward) if trained is not None else ("held out", "")
     if reward.gold:
-        return "gold", ""
-    return kinship(trained, reward) if trained is not None else ("held out", "")
+        return ("related", why) if trained is not None and trained.gold and label == "related" else ("gold", "")
+    if shared := sorted({reward.name, *reward.members, *reward.backbones, *reward.datasets} & set(taught) - {UNKNOWN}):
+        return "related", f"the weights learned from {', '.join(shared)}"
+    if UNKNOWN in taught and label == "held out":
+        return "unknown", "nobody has said what the weights learned from"
+    return label, why
 
 
-def _about(reward: Reward, trained: Reward | None) -> dict[str, Any]:
-    label, why = label_of(reward, trained)
+def _about(reward: Reward, trained: Reward | None, taught: Sequence[str]) -> dict[str, Any]:
+    label, why = label_of(reward, trained, taught)
     return {
         "name": reward.name,
         "label": label,

@@ -17,6 +17,9 @@ Scores = tuple[ArrayLike, ArrayLike]
 """One judge's scores of a policy [S,P,K] and of the reference [P,K], NaN for none."""
 
 
+FAR = 50.0  # alpha / beta beyond which a curve is straight as far as anybody will train
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """R(d) = d (alpha - beta log d), with d the square root of the KL in nats and R the gain since the start."""
@@ -29,7 +32,7 @@ class Fit:
     @property
     def peak(self) -> float | None:
         """The d from which on R falls; None where it never does."""
-        return math.exp(self.alpha / self.beta - 1) if self.beta > 0 else None
+        return math.exp(self.alpha / self.beta - 1) if self.beta > 0 and self.alpha / self.beta < FAR else None
 
     def gain(self, kl: ArrayLike) -> Array:
         """R at divergences in nats."""

@@ -1,7 +1,7 @@
 """What a comparison says, computed from runs' images alone: levels and changes with intervals, contrasts, wins, fronts, hacking gaps."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -15,6 +15,7 @@ from alignbench.evaluation.improvement import Improvement, holm, win_matrix
 from alignbench.evaluation.overoptimisation import fit_gains, hacking_gap
 
 THRESHOLDS = 21  # of a performance profile
+BEYOND = 1.1  # times the largest divergence: how far areas go, so that its own point has one
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Cell:
     runs: list[Run]
     failed: list[int]  # seeds
     reference: Run  # any finished run of the comparison
+    kept: tuple[int, ...] | None = None  # the prompts that count, by their place; None: all
 
     @property
     def method(self) -> str:
@@ -76,27 +78,40 @@ class Cell:
 
     def values(self, metric: str, who: str = "policy") -> Array:
         """[S,P,K], failed seeds last."""
-        return np.stack([*(run.table(who, metric) for run in self.runs), *(self.start(metric) for _ in self.failed)])
+        return np.stack([*(self._of(run, who, metric) for run in self.runs), *(self.start(metric) for _ in self.failed)])
+
+    def _of(self, run: Run, who: str, metric: str) -> Array:
+        table = run.table(who, metric)
+        return table if self.kept is None else table[list(self.kept)]
 
     def start(self, metric: str) -> Array:
         """The reference's [P,K]."""
-        own = self.runs[0] if metric not in self.reference.labels else self.reference
-        return own.table("reference", metric)
+        return self._of(self.runs[0] if metric not in self.reference.labels else self.reference, "reference", metric)
+
+    def scored(self) -> Array:
+        """[P] whether every seed and the reference have an image with a score by every metric, under each `who` that there is."""
+        sides = ["policy", *(["peak"] if all(run.about["peak"] is not None for run in self.runs) else [])]
+        tables = [np.isfinite(self.values(name, who)).any(2).all(0) for name in self.labels for who in sides]
+        return np.logical_and.reduce([*tables, *(np.isfinite(self.start(name)).any(1) for name in self.labels)])
 
     def change(self, metric: str, who: str = "policy") -> Array:
         return difference(self.values(metric, who), self.start(metric))
 
-    def along(self) -> list[dict[str, float]]:
+    def along(self) -> list[dict[str, float | None]]:
         """Means over seeds and images of each epoch that every run validated, less the start's: a point of the over-optimisation curve."""
         epochs = sorted(set.intersection(*(set(run.validated) for run in self.runs)))
         if not epochs or epochs[0] != 0:
             return []
 
-        def mean(metric: str, epoch: int) -> float:
-            return float(np.mean([np.nanmean(run.table("policy", metric, "validation", epoch)) for run in self.runs]))
+        def mean(metric: str, epoch: int) -> float | None:
+            tables = [run.table("policy", metric, "validation", epoch) for run in self.runs]
+            return float(np.mean([np.nanmean(table) for table in tables])) if all(np.isfinite(table).any() for table in tables) else None
 
-        start = {metric: mean(metric, 0) for metric in self.labels}
-        return [{"epoch": epoch} | {metric: mean(metric, epoch) - start[metric] for metric in self.labels} for epoch in epochs]
+        def gain(metric: str, epoch: int) -> float | None:
+            before, after = mean(metric, 0), mean(metric, epoch)
+            return None if before is None or after is None else after - before
+
+        return [{"epoch": epoch} | {metric: gain(metric, epoch) for metric in self.labels} for epoch in epochs]
 
 
 def told(interval: CrossedInterval | None) -> dict[str, Any] | None:
@@ -110,8 +125,13 @@ def tabulate(cells: Sequence[Cell], ranked_by: str | None, how: Bootstrap, power
 
     ranked_by: the metric that methods are compared by, trained on by none of them; None: there is no such metric, and no ranking.
     """
+    scored = np.logical_and.reduce([cell.scored() for cell in cells])
+    kept = None if scored.all() else tuple(np.flatnonzero(scored).tolist())
+    if scored.sum() < 2:
+        raise ValueError(f"{int(scored.sum())} prompts have an image with a score by every judge in every run; a table needs two or more")
+    cells = [replace(cell, kept=kept) for cell in cells]
     rows = [_row(cell, how, power) for cell in cells]
-    found: dict[str, Any] = {"ranked_by": ranked_by, "rows": rows}
+    found: dict[str, Any] = {"ranked_by": ranked_by, "rows": rows, "left_out": int((~scored).sum())}
     if ranked_by is None:
         return found
     order = sorted(range(len(cells)), key=lambda n: -rows[n]["metrics"][ranked_by]["change"]["value"])
@@ -197,9 +217,9 @@ def _along(cell: Cell) -> dict[str, Any]:
     points, divergence = cell.along(), cell.named("divergence")
     fits = {}
     for name in cell.named("trained", "gold", "held out") if divergence and points else ():
-        kl = [point[divergence[0]] for point in points]
-        if sum(value > 0 for value in kl) >= 3:
-            one = fit_gains(kl, [point[name] for point in points])
+        there = [(kl, gain) for point in points if (kl := point[divergence[0]]) is not None and (gain := point[name]) is not None]
+        if sum(kl > 0 for kl, _ in there) >= 3:
+            one = fit_gains(*zip(*there, strict=True))
             fits[name] = {"alpha": one.alpha, "beta": one.beta, "residual": one.residual, "peak": one.peak}
     return {"points": points, "fits": fits}
 
@@ -228,8 +248,8 @@ def _fronts(cells: Sequence[Cell], metric: str, how: Bootstrap) -> list[dict[str
     if not able:
         return []
     axis = able[0].named("divergence")[0]
-    x = {cell.label: float(np.nanmean(cell.values(axis))) for cell in able}
-    limit = max(x.values())
+    x = {cell.label: level(cell.values(axis), how, kind="mean").value for cell in able}
+    limit = BEYOND * max(x.values())
     if not limit > 0:
         return []
     methods = list(dict.fromkeys(cell.method for cell in able))

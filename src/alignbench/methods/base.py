@@ -79,6 +79,11 @@ class Method(LightningModule, ABC):
         return self.queries > 0
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """What it learns from beside the reward: names of data, as a reward's `datasets`; nothing for what it samples itself."""
+        return ()
+
+    @property
     def evaluated(self) -> Policy:
         """What is validated, tested and exported."""
         return self.policy

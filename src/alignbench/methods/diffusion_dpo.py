@@ -31,6 +31,10 @@ class DiffusionDPO(Method):
     def queries(self) -> int:
         return 0
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.pairs.datasets
+
     def plan(self) -> dict[str, int]:
         return {"policy": 6 * self.updates.images, self.policy.reference.who or "reference": 2 * self.updates.images}
 

@@ -44,6 +44,10 @@ class PSOOffline(Method):
     def queries(self) -> int:
         return 0
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.pictures.datasets
+
     def plan(self) -> dict[str, int]:
         sampler, rows, anchor = self.policy.sampler, self.updates.batch * self.updates.count, self.policy.reference.who or "reference"
         compared = 2 * rows if self.form == "preference" else 0

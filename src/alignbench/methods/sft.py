@@ -39,6 +39,10 @@ class SFT(Method):
     def queries(self) -> int:
         return self.updates.images if self.pictures is None else 0
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.pictures.datasets if self.pictures is not None else ()
+
     def plan(self) -> dict[str, int]:
         sampler, updates, anchor = self.policy.sampler, self.updates, self.policy.reference.who or "reference"
         sampled = {anchor: updates.images * sampler.steps * sampler.evaluations} if self.pictures is None else {}

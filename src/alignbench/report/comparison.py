@@ -32,18 +32,22 @@ def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
         f"# {one['model']} on {one['dataset']}",
         f"{one['test_images']} images of {one['prompts']} test prompts, each from its own noise (seed {one['noise']}), the same for every "
         f"row and for the reference; {sampler['name']}, {sampler['steps']} steps, {taken}; {one['track'].replace('_', '-')} track. "
-        f"Intervals are {percent}, over {_over(rows)}. {_budget(rows)}",
+        f"Intervals are {percent}, over {_over(rows)}. {_budget(rows)}"
+        + (
+            f" {one['left_out']} prompts are left out of all rows: some judge gave none of their images a score." if one["left_out"] else ""
+        ),
         _main(rows, one, made),
     ]
     if metric is None:
         parts.append("There is no judge that every row has and none was trained on: methods are not ranked. Add held-out judges to `eval`.")
-        return "\n\n".join(parts)
-    parts += [_against(one, made), _wins(one), _cost(rows)]
-    if one["fronts"]:
+    else:
+        parts += [_against(one, made), _wins(one)]
+    parts.append(_cost(rows))
+    if metric is not None and one["fronts"]:
         parts.append(_fronts(one))
     if gaps := [row for row in rows if row["gap"] or row["gold_gap"]]:
         parts.append(_gaps(gaps))
-    if peaks := [row for row in rows if row["peak"]]:
+    if metric is not None and (peaks := [row for row in rows if row["peak"]]):
         parts.append(_peaks(peaks, metric))
     if any(row["along"]["fits"] for row in rows):
         parts.append(_fits(rows))
@@ -106,7 +110,7 @@ def _changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list
         for name in names:
             found = row["metrics"].get(name)
             mark = " †" if found and found["label"] == "trained" else ""
-            judged = bool(found) and found["label"] not in (*OTHER, "trained")
+            judged = bool(found) and found["label"] in ("gold", "held out")  # a related judge's verdict is none
             cells.append(f"{_plain(found['mean']['value'])} ({shown(found['change'], bold=judged)}){mark}" if found else "-")
         body.append(cells)
     return head, body
@@ -222,7 +226,7 @@ def _peaks(rows: Sequence[dict[str, Any]], metric: str) -> str:
         found = row["peak"]["metrics"][metric]
         body.append([row["label"], ", ".join(map(str, row["peak"]["epochs"])), shown(found["change"]), shown(found["gained"])])
     head = ["method", "epoch of the peak, by seed", f"change in {metric} there", "less that of the last epoch"]
-    return f"## The checkpoint that held-out judges preferred on validation prompts\n\n{_table(head, body)}"
+    return f"## The checkpoint that was best on validation prompts, by whom eval.peak names\n\n{_table(head, body)}"
 
 
 def _fits(rows: Sequence[dict[str, Any]]) -> str:
@@ -335,8 +339,9 @@ def _draw_along(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
         trained = next((name for name, found in metrics.items() if found["label"] == "trained"), None)
         for name, line in ((trained, "-"), (one["ranked_by"], "--")):
             if name and points:
-                x = [point[divergence] if divergence else point["epoch"] for point in points]
-                axes.plot(x, [point[name] for point in points], line, color=shade[row["label"]], marker=".", linewidth=1.3)
+                axis = divergence or "epoch"
+                drawn = [(point[axis], point[name]) for point in points if None not in (point[axis], point[name])]
+                axes.plot(*zip(*drawn, strict=True) if drawn else ([], []), line, color=shade[row["label"]], marker=".", linewidth=1.3)
     axes.set_xlabel("divergence along training (or epoch), validation prompts")
     axes.set_ylabel(f"gain: trained reward (full), {one['ranked_by']} (dashed)")
 
