@@ -174,7 +174,7 @@ def test_the_label_in_tables_follows() -> None:
     assert label_of(exact, None, ("unknown",)) == ("gold", "")
     assert label_of(scene, None, ("colour",)) == ("held out", "")
     judges = [Judge(each, Meters()) for each in (scene, exact, parity)]
-    about = described(judges, scene, {"kl": {"label": "divergence"}})
+    about = described(judges, scene, (), {"kl": {"label": "divergence"}})
     assert [row["label"] for row in about] == ["trained", "gold", "related", "divergence"]
     assert about[2]["note"].endswith(f"Not held out: {why}.")
 
