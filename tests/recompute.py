@@ -40,9 +40,9 @@ def recompute(runs, by, made):  # runs: name of a row -> its folders; by: the me
         gap = lambda role: z[next(m for m in z if label[m] == "trained")] - np.mean([z[m] for m in z if label[m] == role], 0)
         told |= {(name, role): interval(mean(gap(role)), [len(own)], P, made)[0] for role in ("held out", "gold")}
     beats = lambda a, b: (np.greater(a, b) + np.equal(a, b) / 2).mean(-1)
-    y = {"reference": get(name, by, "reference")[:1], **{name: get(name, by) for name in cells}}
+    y = {**{name: get(name, by) for name in cells}, "reference": get(name, by, "reference")[:1]}
     moved, kl = {name: (y[name] - y["reference"]).mean(2) for name in y}, {name: get(name, "kl").mean(2) for name in cells}
-    for a, b in itertools.permutations(y, 2):
+    for a, b in itertools.combinations(y, 2):
         h = beats(y[a][:, None], y[b][None]).squeeze(tuple(axis for axis, each in enumerate((a, b)) if each == "reference"))  # [A,B,P] or [S,P]
         ones = [(one, other) for each in (a, b) for one, other in itertools.combinations(y[each], 2)]
         q, (*real, _) = np.mean([(beats(one, other).mean() - 0.5) ** 2 for one, other in ones] or [0.0]), h.shape
@@ -54,7 +54,7 @@ def recompute(runs, by, made):  # runs: name of a row -> its folders; by: the me
         told[a, b] = interval(stat, [len(moved[a]), len(moved[b])], P, made)
     for n, p in enumerate(ps := sorted(told[a, b][0]["p"] for a, b in itertools.combinations(y, 2))):
         told["holm", p] = max(told.get(("holm", ps[n - 1]), 0.0) if n else 0.0, min(1.0, p * (len(ps) - n)))
-    for own in (*([name] for name in cells), list(cells)):  # one setting a method, then all methods
+    for own in (*([name] for name in cells), sorted(cells, key=lambda name: kl[name].mean())):  # one setting a method, then all
         stat = lambda s, w: area(*([mean(t[c])(s[i:], w) for i, c in enumerate(own)] for t in (kl, moved)), 1.1 * max(t.mean() for t in kl.values()))
-        told["front", *own] = interval(stat, [len(kl[c]) for c in own], P, made)[0]
+        told["front", *sorted(own)] = interval(stat, [len(kl[c]) for c in own], P, made)[0]
     return told
