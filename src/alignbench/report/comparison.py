@@ -313,8 +313,23 @@ def picture(made: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def _short(label: str) -> str:
+    """The end of a long name: there are the settings in which rows differ."""
+    return label if len(label) <= 26 else "…" + label[-25:]
+
+
 def _draw_front(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
     metric = one["ranked_by"]
+    if not one["fronts"]:  # no divergence is measured: the changes alone
+        for n, row in enumerate(one["rows"]):
+            found = row["metrics"][metric]["change"]
+            reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+            axes.errorbar(found["value"], n, xerr=reach, fmt="o", color=shade[row["label"]], capsize=3)
+        axes.axvline(0, color="#888888", linewidth=0.8)
+        axes.set_yticks(range(len(one["rows"])), [_short(row["label"]) for row in one["rows"]], fontsize=7)
+        axes.set_ylim(len(one["rows"]) - 0.5, -0.5)
+        axes.set_xlabel(f"change in {metric}")
+        return
     fronts = [front for front in one["fronts"] if front["method"] != "all"]
     axes.axhline(0, color="#888888", linewidth=0.8)
     for row in one["rows"]:
@@ -322,11 +337,11 @@ def _draw_front(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
         point = next((each for front in fronts for each in front["points"] if each["label"] == row["label"]), None)
         if point:
             reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
-            axes.errorbar(point["x"], point["y"], yerr=reach, fmt="o", color=shade[row["label"]], capsize=3, label=row["label"])
+            axes.errorbar(point["x"], point["y"], yerr=reach, fmt="o", color=shade[row["label"]], capsize=3, label=_short(row["label"]))
     for front in fronts:
         on = [point for point in front["points"] if point["on_front"]]
         axes.plot([0, *(p["x"] for p in on)], [0, *(p["y"] for p in on)], color="#999999", linewidth=0.8, zorder=0)
-    axes.set_xlabel(f"{one['fronts'][0]['divergence']} to the reference, nats" if one["fronts"] else "no divergence is measured")
+    axes.set_xlabel(f"{one['fronts'][0]['divergence']} to the reference, nats")
     axes.set_ylabel(f"change in {metric}")
     axes.legend(fontsize=7)
 
@@ -342,8 +357,10 @@ def _draw_along(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
                 axis = divergence or "epoch"
                 drawn = [(point[axis], point[name]) for point in points if None not in (point[axis], point[name])]
                 axes.plot(*zip(*drawn, strict=True) if drawn else ([], []), line, color=shade[row["label"]], marker=".", linewidth=1.3)
-    axes.set_xlabel("divergence along training (or epoch), validation prompts")
-    axes.set_ylabel(f"gain: trained reward (full), {one['ranked_by']} (dashed)")
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.set_xlabel(f"{one['fronts'][0]['divergence'] if one['fronts'] else 'epoch'} along training")
+    axes.set_ylabel("gain on validation prompts")
+    axes.set_title(f"trained reward (full) and {one['ranked_by']} (dashed)", fontsize=9)
 
 
 def _draw_wins(axes: Axes, one: dict[str, Any]) -> None:
@@ -355,18 +372,18 @@ def _draw_wins(axes: Axes, one: dict[str, Any]) -> None:
     for (a, b), value in np.ndenumerate(values):
         if np.isfinite(value):
             axes.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if 0.2 < value < 0.8 else "white")
-    short = [label if len(label) <= 22 else label[:21] + "…" for label in labels]
+    short = [_short(label) for label in labels]
     axes.set_xticks(range(len(labels)), short, rotation=35, ha="right", fontsize=7)
     axes.set_yticks(range(len(labels)), short, fontsize=7)
     axes.grid(False)
-    axes.set_title("probability that the row improves on the column", fontsize=9)
+    axes.set_title("P(row improves on column)", fontsize=9)
 
 
 def _draw_profiles(axes: Axes, one: dict[str, Any], shade: dict[str, str]) -> None:
     thresholds = one["profiles"]["thresholds"]
     for label, found in one["profiles"]["of"].items():
         colour = shade.get(label, "#444444")
-        axes.plot(thresholds, found["share"], color=colour, label=label, linestyle="-" if label in shade else ":")
+        axes.plot(thresholds, found["share"], color=colour, label=_short(label), linestyle="-" if label in shade else ":")
         axes.fill_between(thresholds, found["low"], found["high"], color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel(f"{one['ranked_by']} of a seed's prompt")
     axes.set_ylabel("share above it")
