@@ -58,6 +58,8 @@ def fitting(group: str, choice: str) -> list[str]:
     if group == "recipe" and "@" in choice:
         method, model = choice.split("@")
         return [f"method={method}", f"model={model}", f"reward={reward_for(method)}", *MORE.get(choice, [])]
+    if group == "experiment":  # it says what goes with it
+        return [f"experiment={choice}"]
     words = {"method": "ddpo", "model": "sandbox", "reward": "scene_judge", group: choice}
     if group == "method":
         track = yaml_of("method", choice)["track"]

@@ -333,6 +333,7 @@ def test_a_measured_figure_goes_before_an_estimate(checked: Any, monkeypatch: py
     assert state == "missing" and "18.0 GB measured" in what
 
 
+@pytest.mark.filterwarnings("ignore:eval.judges. colour is the trained reward")
 @pytest.mark.parametrize(
     "words",
     [[], ["adapter=lora"], ["adapter=lora", "lora.rank=7", "lora.targets=[to_q]"], [*fitting("method", "di_star")]],

@@ -167,7 +167,7 @@ def test_exported_weights_score_as_their_run(adapter: str, place: str, sandbox: 
     assert of("policy", rows) != of("reference", rows)
     about = read_about(tmp_path / "to")
     assert about["anchor"] == read_about(run)["anchor"]  # they stand in one table
-    assert {metric["label"] for metric in about["metrics"] if metric["name"] in ("scene_judge", "colour")} == {"held out"}
+    assert {metric["label"] for metric in about["metrics"] if metric["name"] in ("scene_judge", "colour")} == {"unknown"}
 
 
 def test_a_pipeline_with_another_part_is_not_taken_for_its_denoiser(sandbox: dict[str, Path], tmp_path: Path, capsys: Any) -> None:

@@ -24,7 +24,7 @@ class SceneDiversity(Reward):
     grouped = True
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        seen = Reading.of(images).features
+        seen = Reading.of(images.detach()).features
         return credited(rms, seen / seen.shape[1] ** 0.5, prompts, self.name).to(images.device)
 
 
