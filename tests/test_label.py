@@ -64,21 +64,27 @@ def test_the_choices_train_d3po(labelled: Path, tmp_path: Path) -> None:
     assert rows[-1]["reward_queries"] == 0
 
 
-def test_heat_maps_train_pxpo(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The left half of each brighter image is painted white, of the darker one black: the loss, 0 at first, falls as the ratios follow."""
+@pytest.fixture(scope="module")
+def painted(labelled: Path) -> Path:
+    """The same folder with the left half of each brighter image painted white, of the darker one black."""
     (labelled / "heat").mkdir()
     chosen = dict(preferences(labelled))
     for group in range(5):
         for k in range(2):
-            painted = Image.new("RGBA", (32, 32))  # clear: nothing said
-            painted.paste((255, 255, 255, 255) if chosen[group] == k else (0, 0, 0, 255), (0, 0, 16, 32))
-            painted.save(labelled / "heat" / f"{group}-{k}.png")
-    maps = heat(labelled)
+            heat_map = Image.new("RGBA", (32, 32))  # clear: nothing said
+            heat_map.paste((255, 255, 255, 255) if chosen[group] == k else (0, 0, 0, 255), (0, 0, 16, 32))
+            heat_map.save(labelled / "heat" / f"{group}-{k}.png")
+    return labelled
+
+
+def test_heat_maps_train_pxpo(painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss, 0 at first, falls as the ratios follow."""
+    maps = heat(painted)
     assert sorted(maps) == list(range(10))  # two images of group 5 have none
     assert all(torch.equal(each[:, 16:], torch.zeros(32, 16)) for each in maps.values())
     assert {each[0, 0].item() for each in maps.values()} == {1.0, -1.0}
     words = [
-        "method=pxpo_human", *SMALL, f"method.path={labelled}", "method.batch=10", "epochs=6", "eval.every=6",
+        "method=pxpo_human", *SMALL, f"method.path={painted}", "method.batch=10", "epochs=6", "eval.every=6",
         "method.optimizer.lr=1e-4", f"output={tmp_path}",
     ]  # fmt: skip
     assert main(words) == 0
@@ -90,9 +96,10 @@ def test_heat_maps_train_pxpo(labelled: Path, tmp_path: Path, capsys: pytest.Cap
     assert "heat has 10 heat maps" in capsys.readouterr().err
 
 
-def test_a_painted_map_is_paid_as_a_reward_s_map_would_be(labelled: Path) -> None:
+@pytest.mark.filterwarnings("ignore:eval.judges. colour is the trained reward")  # which it is, and stands in the table once
+def test_a_painted_map_is_paid_as_a_reward_s_map_would_be(painted: Path) -> None:
     """The loss of one batch by PXPO from heat maps and by PXPO: one number."""
-    human = Experiment.build(compose(["method=pxpo_human", *SMALL, f"method.path={labelled}", "epochs=1"]).config).method
+    human = Experiment.build(compose(["method=pxpo_human", *SMALL, f"method.path={painted}", "epochs=1"]).config).method
     pixel = Experiment.build(compose(["method=pxpo", "reward=colour", *SMALL]).config).method
     batch = next(iter(human.collect([], Draws(0, 0))))
     assert batch.advantage.shape[1:] == (8, 8)
@@ -100,9 +107,9 @@ def test_a_painted_map_is_paid_as_a_reward_s_map_would_be(labelled: Path) -> Non
     assert torch.equal(human.loss(batch)[0], pixel.loss(batch)[0])
 
 
-def test_other_heat_maps_are_another_run(labelled: Path, tmp_path: Path) -> None:
+def test_other_heat_maps_are_another_run(painted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "labels"
-    shutil.copytree(labelled, folder)
+    shutil.copytree(painted, folder)
     words = ["method=pxpo_human", f"method.path={folder}", "epochs=1"]
     before = compose(words).hash
     (folder / "heat").mkdir(exist_ok=True)

@@ -134,11 +134,10 @@ class Experiment:
         method.grow(spec)
         model.economise(**{key: config["trainer"][key] for key in ECONOMIES})
         real = made(config["eval"]["real"]) if config["eval"]["real"] else None
-        made_up = cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told)
-        made_up.taught = method.sources
-        if config["eval"]["patience"] is not None and not (made_up.choosers and config["eval"]["every"]):
-            raise ValueError(f"eval.patience={config['eval']['patience']}: nothing to wait for; {made_up._chosen()}")
-        return made_up
+        built = cls(config, model, spec, policy, reward, judges, measures, real, prompts, method, told, method.sources)
+        if config["eval"]["patience"] is not None and not (built.choosers and config["eval"]["every"]):
+            raise ValueError(f"eval.patience={config['eval']['patience']}: nothing to wait for; {built._chosen()}")
+        return built
 
     @classmethod
     def finished(cls, folder: Path, config: dict[str, Any] | None = None, peak: int | None = None) -> "Experiment":

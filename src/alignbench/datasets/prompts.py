@@ -22,7 +22,7 @@ class PromptFile:
         shares: Shares | None,
         repeated: Repeated,
     ):
-        """column: of the prompts; group: of a word that tables are split by; keep: further columns, kept by prompt; split: of train,
+        """column: of the prompts; group: of a word beside each (category, style); keep: further columns, kept by prompt; split: of train,
         validation or test; shares: where there is no such column. Raises ConfigError with the row that is wrong.
         """
         if split is None and shares is None:
