@@ -344,6 +344,7 @@ WRONG: dict[str, tuple[str, Callable[[], str], list[str]]] = {
     "two opinions": (HPD, hpd_row(rank=[1, 2]), ["row 2", "human_preference and rank"]),
     "no prompt in a row": (HPD, hpd_row(prompt=...), ["row 2", "prompt"]),
     "the same image twice": (HPD, hpd_row(file_path=["0.png", "./0.png"]), ["row 2", "0.png is both"]),
+    "a NUL in a name": (HPD, hpd_row(file_path=["0.png", "1\0.png"]), ["row 2", "NUL"]),
     "out of the folder": (HPD, hpd_row(file_path=["0.png", "../0.png"]), ["row 2", "leads out"]),
     "no labels folder": (LABELLED, lambda: "nowhere", ["nowhere/items.json is missing"]),
     "a label of no image": (LABELLED, no_journal, ["preferences.jsonl, line 1"]),
@@ -351,6 +352,7 @@ WRONG: dict[str, tuple[str, Callable[[], str], list[str]]] = {
     "no score": (SCORES, partial(scored, colour=["x"] * 8), ["row 1", "colour is a number"]),
     "two scores": (SCORES, partial(scored, brightness=[0.0] * 8), ["colour, brightness", "method.pairs.score"]),
     "no scored image": (SCORES, partial(scored, [("9.png", "a", 1.0)]), ["row 1", "9.png"]),
+    "an infinite score": (SCORES, partial(scored, [("0.png", "a", 1.0), ("1.png", "a", float("inf"))]), ["row 2", "is inf"]),
     "an image of a prompt twice": (SCORES, partial(scored, [("0.png", "a", 1.0), ("0.png", "a", 0.0)]), ["rows 1 and 2", "0.png is both"]),
     "one image a prompt": (SCORES, partial(scored, [("0.png", "a", 1.0), ("1.png", "b", 0.0)]), ["none of its 0 pairs"]),
 }

@@ -303,6 +303,7 @@ WRONG: dict[str, tuple[str, Callable[[], str], list[str]]] = {
     "a caption that is a number": (SHARDS, in_shard(("8.json", b'{"caption": 8}')), ["a.tar, member 8.json", "text"]),
     "a .json that is none": (SHARDS, in_shard(("8.json", b"{")), ["a.tar, member 8.json", "not JSON"]),
     "a .json without its caption": (SHARDS, in_shard(("8.json", b"{}"), ("8.jpg", b"")), ["a.tar, member 8.jpg", "without a caption"]),
+    "a picture that is not read": (SHARDS, in_shard(("8.gif", b"")), ["a.tar, member 8.gif", "not read"]),
     "a member that leads out": (SHARDS, in_shard(("x/../../8.jpg", b"")), ["a.tar, member x/../../8.jpg", "leads out"]),
     "a member with a root": (SHARDS, in_shard(("/8.jpg", b"")), ["a.tar, member /8.jpg", "leads out"]),
     "a member that is a link": (SHARDS, link_in_shard, ["a.tar, member 0.jpg", "link"]),

@@ -10,6 +10,7 @@ import pytest
 from recompute import recompute
 
 from alignbench.__main__ import main
+from alignbench.evaluation.tabulate import Cell, Run
 from alignbench.report.comparison import shown
 from alignbench.report.record import Record, read_about, read_samples
 from alignbench.table import labels
@@ -137,6 +138,27 @@ def test_a_failed_seed_counts_as_the_reference(runs: Path, tmp_path: Path) -> No
     table = made(folder)
     assert sorted(table["without_a_row"]) == sorted(each.name for each in folder.glob("kl_rlhf-*"))
     assert "No seed of these finished" in (folder / "table" / "table.md").read_text()
+
+
+def test_a_failed_seed_is_missing_from_evaluations_of_its_method_too(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    kept = [next(folder.glob(f"ddpo-*-s{seed}-*")) for seed in (0, 1)]
+    for each in kept:
+        for scale in ("0.5", "0.25"):
+            assert main(["evaluate", f"run={each}", f"scale={scale}", f"to={folder}/ev-{each.name}-{scale}"]) == 0
+    (next(folder.glob("ddpo-*-s2-*")) / "samples.parquet").unlink()
+    (one,) = made(folder)["comparisons"]
+    rows = {row["label"]: row for row in one["rows"]}
+    halves = next(row for label, row in rows.items() if "scale=0.5" in label)
+    assert (halves["seeds"], halves["failed"]) == ([0, 1, 2], [2])
+    assert (rows["ddpo"]["seeds"], rows["ddpo"]["failed"]) == ([0, 1, 2], [2])
+    front = next(each for each in one["fronts"] if each["method"] == "ddpo")
+    assert len(front["points"]) == 3
+    cells = [Cell(f"{n}", [Run(read_about(each), read_samples(each)) for each in own], [], None) for n, own in enumerate((kept, [
+        folder / f"ev-{each.name}-0.5" for each in kept
+    ]))]  # fmt: skip
+    assert cells[0].trainings == cells[1].trainings  # so their seeds are drawn together
 
 
 def test_settings_of_one_method_are_rows_of_their_own(runs: Path, tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def about_of(subject: "Subject", sides: "dict[str, Scored]") -> dict[str, Any]:
         **{group: composed.identity[group] for group in ("eval", "dataset", "sampler", "trainer")},
         "evaluated": subject.mark,
     }
+    said |= {f"trained_{key}": said[key] for key in ("hash", "cell")}  # the run's own, by which its failed seeds are found
     for key in ("hash", "cell"):
         text = json.dumps([said[key], getattr(composed, key), subject.mark], sort_keys=True)
         said[key] = hashlib.sha256(text.encode()).hexdigest()

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,18 @@ def compared(found: list[Found], metric: str, how: Bootstrap, power: float) -> d
             groups.setdefault(json.dumps(terms(each.said), sort_keys=True), []).append(each)
     if not groups:
         raise ConfigError(f"table: none of the {len(found)} runs is finished; the commands that began them continue them")
-    cells = {one.said["cell"]: key for key, ones in groups.items() for one in ones}
+    rows = {(key, one.said["cell"], one.said.get("trained_cell", one.said["cell"])) for key, ones in groups.items() for one in ones}
     lost = [each for each in by_hash.values() if each.run is None]
-    for each in lost:
-        if each.said["cell"] in cells:
-            groups[cells[each.said["cell"]]].append(each)
+    for each in lost:  # it is missing from its own row, and from those of what its training would have made
+        for key, cell, trained in sorted(rows):
+            if each.said["cell"] == trained:
+                groups[key].append(replace(each, said=each.said | {"cell": cell}))
     return {
         "level": how.level,
         "replicates": how.replicates,
         "seed": how.seed,
         "power": power,
-        "without_a_row": sorted(each.folder.name for each in lost if each.said["cell"] not in cells),
+        "without_a_row": sorted(each.folder.name for each in lost if each.said["cell"] not in {trained for *_, trained in rows}),
         "comparisons": [_comparison(json.loads(key), ones, metric, how, power) for key, ones in sorted(groups.items())],
     }
 

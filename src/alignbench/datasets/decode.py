@@ -14,6 +14,8 @@ from alignbench.datasets.table import LONGEST_CELL, short
 
 def inside(folder: Path, name: str, where: str) -> Path:
     """The file `name` in `folder`. Raises ConfigError, which begins with `where`, for a name or a link that leads out of it."""
+    if "\0" in name:
+        raise ConfigError(f"{where}: the name {name!r} holds a NUL byte; is the file damaged?")
     path = folder / name
     if os.path.isabs(name) or ".." in Path(name).parts or not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
         raise ConfigError(f"{where}: {name!r} leads out of {folder}; images lie in that folder, named from there")

@@ -1,5 +1,6 @@
 """Preference pairs from scores: a folder's images with the table that `alignbench score` wrote of them."""
 
+import math
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -76,6 +77,8 @@ def _scores(table: Table, column: str) -> dict[int, float]:
         value = row.get(column)
         if value is not None and type(value) not in (int, float):
             raise table.wrong(number, f"{column} is a number, not {short(value)}")
+        if value is not None and math.isinf(value):
+            raise table.wrong(number, f"{column} is {value}, which no score is; score that image again")
         if value is not None and value == value:
             found[number - 1] = float(value)
     return found

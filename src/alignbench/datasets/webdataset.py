@@ -18,6 +18,7 @@ from alignbench.datasets.shards import files_of
 from alignbench.ranges import Count, Text
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+UNREAD = ("gif", "bmp", "tif", "tiff", "avif", "heic", "jxl")  # endings of pictures that would be passed over in silence
 CAPTIONS = ("txt", "json")  # where both are there, .txt is the caption and .json says where it is from, as img2dataset writes them
 LARGEST = 1_000_000  # bytes of a caption's file, ours
 
@@ -91,6 +92,8 @@ def _sorted_in(samples: dict[str, dict[str, Member]], shard: Path, tar: tarfile.
         raise ConfigError(f"{where}: a link, a device or a sparse file; plain files alone are read")
     stem, _, kind = path.name.partition(".")
     kind = kind.lower()
+    if kind in UNREAD:
+        raise ConfigError(f"{where}: a picture that is not read; {', '.join(IMAGES)} are")
     if not stem or kind not in (*IMAGES, *CAPTIONS):
         return
     text = ""

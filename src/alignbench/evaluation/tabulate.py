@@ -73,6 +73,11 @@ class Cell:
     def labels(self) -> dict[str, str]:
         return self.runs[0].labels
 
+    @property
+    def trainings(self) -> list[str]:
+        """Which trainings gave the runs: rows at several scales of one training have the same."""
+        return [run.about.get("trained_hash", run.about["hash"]) for run in self.runs]
+
     def named(self, *labels: str) -> list[str]:
         return [name for name, label in self.labels.items() if label in labels]
 
@@ -261,6 +266,7 @@ def _fronts(cells: Sequence[Cell], metric: str, how: Bootstrap) -> list[dict[str
         points = [(cell.values(axis), cell.change(metric)) for cell in own]
         y = [float(np.nanmean(after)) for _, after in points]
         start = np.zeros_like(points[0][0])
+        shared = all((cell.trainings, cell.failed) == (own[0].trainings, own[0].failed) for cell in own)
         found.append(
             {
                 "method": name,
@@ -270,9 +276,9 @@ def _fronts(cells: Sequence[Cell], metric: str, how: Bootstrap) -> list[dict[str
                     {"label": cell.label, "x": x[cell.label], "y": height, "on_front": on}
                     for cell, height, on in zip(own, y, non_dominated([x[cell.label] for cell in own], y), strict=True)
                 ],
-                "area": told(front_area(points, how, base=0.0, limit=limit, shared=False)),
+                "area": told(front_area(points, how, base=0.0, limit=limit, shared=shared)),
                 "at": at,
-                "matched": told(matched_reward([(start, start), *points], how, at=at, shared=False)) if name != "all" else None,
+                "matched": told(matched_reward([(start, start), *points], how, at=at, shared=shared)) if name != "all" else None,
             }
         )
     return found
