@@ -10,7 +10,7 @@ import pytest
 from recompute import recompute
 
 from alignbench.__main__ import main
-from alignbench.evaluation.tabulate import Cell, Run
+from alignbench.evaluation.compared import Cell, Run
 from alignbench.report.comparison import shown
 from alignbench.report.record import Record, read_about, read_samples
 from alignbench.table import labels

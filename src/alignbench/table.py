@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from alignbench.config import ConfigError, MissingAsset
+from alignbench.evaluation.compared import Cell, Run, common
 from alignbench.evaluation.crossed import Bootstrap
-from alignbench.evaluation.tabulate import Cell, Run, common, tabulate
+from alignbench.evaluation.tabulate import tabulate
 from alignbench.report.comparison import markdown, picture, rows_csv
 from alignbench.report.record import read_about, read_run, read_samples, write_atomically
 from alignbench.signatures import nearest
