@@ -27,7 +27,7 @@ LEAVES = {
 }  # of all; they know only each other
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
-    *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
+    *("serve", "scoring", "reward_table", "parity", "table", "reporting", "compare", "remembered", "reevaluate", "subjects"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},
