@@ -18,7 +18,10 @@ def report(words: list[str]) -> int:
         return _own(folders[0], given)
     found, made = comparison("report", folders, given)
     to = Path(given["to"]) if given["to"] else folders[0] / "report"
-    write(found, made, to)
+    try:
+        write(found, made, to)
+    except ValueError as error:
+        raise ConfigError(f"report: {error}") from error
     print(to / "report.html")
     print("beside it: table.md, table.tex, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
     return 0
