@@ -43,6 +43,9 @@ def difference(first: Run, second: Run, names: list[str], how: Bootstrap) -> lis
     if apart := [key for key in ours if ours[key] != theirs[key]]:
         values = " and ".join(str(each[apart[0]]) for each in (ours, theirs))
         raise ValueError(f"the runs do not share their test images: {apart[0]} differs ({values}); make them, or evaluate them, alike")
+    one, other = ({row["prompt_id"]: row["prompt"] for row in run.rows} for run in (first, second))
+    if one != other:
+        raise ValueError(f"{names[0]} and {names[1]} have other test prompts under the same numbers; make them, or evaluate them, alike")
     agree([first, second])
     both = [name for name in first.labels if name in second.labels]
     if not both:
