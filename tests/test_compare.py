@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused_in_one_line(pair: tuple[Path, Path], tmp_p
         ([prompts], "prompts differs (12 and 5)"),
         ([unfinished], "samples.parquet is missing"),
         ([], "1 folders; alignbench compare"),
-        ([pair[1], "levle=0.9"], "did you mean level?"),
+        ([pair[1], "levels=0.9"], "did you mean level?"),
         ([pair[1], "level=9"], "level 9.0 must lie in"),
     ):
         assert main(["compare", str(pair[0]), *map(str, words)]) == 2
