@@ -23,6 +23,7 @@ from alignbench.report.record import picture_path, read_about, read_config, read
 from alignbench.report.summary import summary
 
 HERE = Path(__file__).parent
+ROLES = ((7, "", "trained"), (4, "dashed", "gold"), (6, "dotted", "held out"))  # of judges along training: shade, line, label
 AGAINST = {"kl": "KL to the reference, nats", "reward_queries": "reward queries", "network_evaluations": "network evaluations"}
 
 
@@ -247,7 +248,7 @@ def _along(one: dict[str, Any]) -> list[dict[str, Any]]:
         points, metrics = row["along"]["points"], row["metrics"]
         axis = next((name for name, each in metrics.items() if each["label"] == "divergence"), "epoch")
         drawn = []
-        for shade, dash, label in ((0, "", "trained"), (1, "dashed", "gold"), (2, "dotted", "held out")):
+        for shade, dash, label in ROLES:
             for name in (name for name, each in metrics.items() if each["label"] == label):
                 way = [(point[axis], point[name]) for point in points if None not in (point[axis], point[name])]
                 if way:
@@ -258,7 +259,7 @@ def _along(one: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for label, axis, drawn in drawn_rows:
         ends = "; ".join(f"{line.name}: {line.points[-1][1]:+.4g} at {line.points[-1][0]:.4g}" for line in drawn)
-        where = f"{axis} along training" + (", nats" if axis == "kl" else "")
+        where = AGAINST.get(axis, axis)
         names = [(line.shade, line.dash, line.name) for line in drawn]
         found.append({"label": label, "lines": names, "svg": charts.lines(drawn, where, f"{label}, gains at the end: {ends}", heights)})
     return found
