@@ -36,12 +36,17 @@ class Found:
 def table(words: list[str]) -> int:
     """Print the table and write it to a folder. The exit code. Raises ConfigError for what cannot be compared."""
     folders, given = asked("table", words)
-    _, made = comparison("table", folders, given)
     to = Path(given["to"]) if given["to"] else folders[0] / "table"
-    save("table", to, files(made))
-    print(markdown(made))
+    print(write(folders, to, given))
     print(f"written to {to}: table.md, table.tex, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
     return 0
+
+
+def write(folders: list[Path], to: Path, given: dict[str, str]) -> str:
+    """Write the comparison of the runs in these folders; the text of table.md. given: as DEFAULTS. Raises ConfigError, MissingAsset."""
+    _, made = comparison("table", folders, given)
+    save("table", to, files(made))
+    return markdown(made)
 
 
 def asked(verb: str, words: list[str]) -> tuple[list[Path], dict[str, str]]:
