@@ -35,6 +35,10 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
         "alignbench.reevaluate:evaluate",
         "a run, or weights from elsewhere, on other prompts or by other judges: evaluate run=outputs/<run> eval=skills",
     ),
+    "reproduce": (
+        "alignbench.reproduce:reproduce",
+        "make papers' tables again, with a verdict on each claim: reproduce ddpo_table1 tier=sandbox",
+    ),
     "table": ("alignbench.table:table", "methods side by side, with intervals over seeds and prompts: table outputs"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
