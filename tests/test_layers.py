@@ -24,14 +24,15 @@ LEAVES = {
     "weights",
     "hub",
     "identity",
+    "ledger",
 }  # of all; they know only each other
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
     *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
-    *("reproduce", "reproduction", "papers", "shortage"),
+    *("sweep", "status", "reproduce", "reproduction", "papers", "shortage"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
-    {"worlds"},
+    {"worlds", "launchers"},
     {"models", "samplers", "rewards", "datasets", "features"},
     {"policy", "rollouts", "checkpoint"},
     {"methods", "evaluation"},
@@ -39,7 +40,7 @@ ROWS: list[set[str]] = [  # a row may import the rows below it and, within itsel
 ]
 INTERFACES = {("samplers", "alignbench.models.base")}  # a sampler is written against the Diffusion interface
 ALLOWED = {
-    "hydra": {"__main__", "compose", "experiment"},
+    "hydra": {"__main__", "compose", "experiment", "sweep"},
     "omegaconf": {"__main__", "compose"},
     "lightning": {"methods", "evaluation", "checkpoint", "run", "experiment"},
     "diffusers": {"models", "worlds", "rewards", "features"},

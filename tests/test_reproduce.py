@@ -4,10 +4,9 @@ import csv
 import json
 import re
 import shutil
-import sys
-import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from made_runs import make_run
 from recompute import grid, interval, load, mean
 
 from alignbench import reproduce as verb
+from alignbench import reproduction
 from alignbench.__main__ import main
 from alignbench.compose import Composed, compose, reseeded
 from alignbench.machine import Row
 from alignbench.papers import Printed
 from alignbench.report.comparison import brief
+from alignbench.sweep import Job
 
 SMALL = [
     *("model=gaussian", "reward=brightness", "eval=plain", "eval.judges=[{_target_: alignbench.rewards.jpeg.JpegCompressibility}]"),
@@ -89,12 +90,6 @@ def write(folder: Path, said: dict[str, Any], expected: str = EXPECTED) -> None:
     (folder / "expected.csv").write_text(expected)
 
 
-@dataclass(frozen=True)
-class Job:
-    words: list[str]
-    composed: Composed
-
-
 @dataclass
 class Launches:
     """What the launcher was asked for, in place of trainings. fails: cells whose seed 1 fails; stops: after so many runs."""
@@ -107,8 +102,8 @@ class Launches:
     def run_jobs(self, jobs: list[Job], launcher: dict[str, Any], *, retry: bool = False) -> dict[str, str]:
         self.launchers.append(launcher)
         states = {}
+        assert composed(tuple(jobs[-1].words)).hash == jobs[-1].composed.hash
         for job in jobs:
-            assert compose(job.words).hash == job.composed.hash
             method, seed = job.composed.choices["method"], job.composed.config["seed"]
             if (job.composed.folder / "report.html").is_file():
                 states[job.composed.hash] = "done"
@@ -126,13 +121,23 @@ class Launches:
         return states
 
 
+@cache
+def composed(words: tuple[str, ...]) -> Composed:
+    return compose(words)
+
+
 @pytest.fixture
 def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    return launching(monkeypatch, tmp_path)
+
+
+def launching(patch: pytest.MonkeyPatch, root: Path) -> Launches:
+    """Fewer replicates, too: the statistics have tests of their own. The same words are composed once in all tests."""
     found = Launches([], [])
-    module = types.ModuleType("alignbench.sweep")
-    module.Job, module.run_jobs = Job, found.run_jobs  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "alignbench.sweep", module)
-    monkeypatch.chdir(tmp_path)
+    patch.setattr(verb, "compose", lambda words: composed(tuple(words)))
+    patch.setattr(verb, "run_jobs", found.run_jobs)
+    patch.setattr(reproduction, "HOW", replace(reproduction.HOW, replicates=200))
+    patch.chdir(root)
     return found
 
 
@@ -157,7 +162,7 @@ def test_what_tables_share_runs_once_and_a_second_call_makes_nothing(
     assert main(["reproduce", "launcher=local", "launcher.jobs=2"]) == 0
     hashes = [job.composed.hash for job in launches.jobs]
     assert len(hashes) == len(set(hashes)) == 1 + 3 + 3 + 3 + 3
-    assert launches.launchers == [{"launcher": "local", "jobs": "2"}]
+    assert [launcher["jobs"] for launcher in launches.launchers] == [2]
     said = capsys.readouterr().out
     assert "sandbox tier, 2 tables (first, second): 13 runs, 3 of them needed by more than one table; 0 done already" in said
     for name in ("first", "second"):
@@ -200,7 +205,7 @@ def test_interrupted_and_continued(launches: Launches, tmp_path: Path, capsys: p
     folder = tmp_path / "experiments" / "first"
     write(folder, plan())
     launches.stops = 4
-    assert main(["reproduce"]) == 130
+    assert main(["reproduce"]) == 1
     assert "4 of 10 runs are done; the same command continues" in capsys.readouterr().err
     assert not (folder / "table.md").exists()
     launches.stops = 1000
@@ -303,19 +308,16 @@ def sampled(root: Path, run: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("made")
-        module = types.ModuleType("alignbench.sweep")
-        module.Job, module.run_jobs = Job, Launches([], []).run_jobs  # type: ignore[attr-defined]
-        patch.setitem(sys.modules, "alignbench.sweep", module)
+        launching(patch, root)
         patch.setattr(verb, "shortages", lambda runs: [])
-        patch.chdir(root)
         write(root / "experiments" / "first", plan())
         assert main(["reproduce"]) == 0
         assert main(["reproduce", "tier=paper", "to=paper"]) == 0
         shutil.copy(root / "experiments" / "first" / "expected.csv", root / "paper" / "first")
-        yield root
+    return root
 
 
 def test_an_independent_script_finds_the_claims(reproduced: Path) -> None:
@@ -415,7 +417,7 @@ def test_the_edge_of_a_tolerance(value: str, tolerance: str, ours: float, within
     assert Printed(**line).within(ours) is within
 
 
-@pytest.mark.parametrize("more", [[], ["reward.batch=3", "output=a b", "method.clip=0.25"]])
+@pytest.mark.parametrize("more", [[], ["trainer.threads=1", "output=a b", "method.clip=0.25"]])
 def test_another_seed_is_as_composed(more: list[str]) -> None:
     first = compose([*words("ddpo"), *more, "seed=0"])
     assert reseeded(first, 12) == compose([*words("ddpo"), *more, "seed=12"])
@@ -456,7 +458,7 @@ def test_a_paper_tier_with_its_assets_runs_and_continues(launches: Launches, tmp
     monkeypatch.setattr(verb, "shortages", lambda runs: [*(asked.append(len(runs)) or []), fetched])
     write(tmp_path / "experiments" / "first", plan())
     launches.stops = 2
-    assert main(["reproduce", "tier=paper"]) == 130
+    assert main(["reproduce", "tier=paper"]) == 1
     launches.stops = 1000
     assert main(["reproduce", "tier=paper"]) == 0
     assert (asked, len(launches.jobs)) == ([4, 4], 4)
@@ -469,7 +471,7 @@ Change = Callable[[dict[str, Any]], Any]
 FIRST = "experiments/first/runs.yaml: "
 BAD: list[tuple[Change, str]] = [
     (lambda p: p.pop("title"), "title: missing"),
-    (lambda p: p.update(titel="x"), "titel: no such key"),
+    (lambda p: p.update(heading="x"), "heading: no such key"),
     (lambda p: p.update(arxiv=2305.13301), "arxiv: '2305.13301' is no value for it (input should be a valid string)"),
     (lambda p: p.update(seeds=[]), "seeds: '[]' is no value for it"),
     (lambda p: p["sandbox"]["rows"].update(ours="method=ddpo"), "sandbox.rows.ours: "),
@@ -542,13 +544,14 @@ def test_one_run_is_not_two_benchmarks(launches: Launches, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     "typed, said",
     [
-        (["frist"], "frist: no such table; did you mean first?"),
+        (["firsts"], "firsts: no such table; did you mean first?"),
         (["tier=papr"], "tier=papr: no such tier; did you mean paper?"),
         (["seeds=a"], "seeds=a: write different whole numbers"),
         (["seeds=1,1"], "seeds=1,1: write different whole numbers"),
         (["seed=1"], "seed=1: did you mean seeds?"),
         (["to="], "to=: no value"),
         (["retry=yes"], "retry=yes: write true or false"),
+        (["launcher.jobs=none"], "launcher.jobs"),
     ],
 )
 def test_wrong_words(launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], said: str) -> None:

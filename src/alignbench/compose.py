@@ -52,6 +52,16 @@ class Composed:
     track: str
     command: str  # what to type to get this run again, wherever its results go
 
+    @property
+    def entry(self) -> dict[str, str]:
+        """What the ledger calls this run."""
+        return {"hash": self.hash, "name": self.folder.name, "command": self.command}
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the run is for another process to make: a cluster's, say."""
+        return self.choices["launcher"] != "local"
+
 
 def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     """Compose, check and resolve. Raises ConfigError, one line, before any folder is made or anything heavy is imported."""

@@ -1,7 +1,6 @@
 """`alignbench reproduce [TABLE ...]`: makes tables of papers again, from their runs alone; what is done already is not done again."""
 
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from alignbench.report.reproduced import latex, markdown, page, rows_csv, verdic
 from alignbench.reproduction import Row, reproduced
 from alignbench.shortage import shortages
 from alignbench.signatures import nearest
+from alignbench.sweep import Job, duration, run_jobs
 
 DEFAULTS = {"tier": "sandbox", "seeds": "", "output": "outputs/reproduce", "to": "experiments", "retry": "false"}
 USAGE = (
@@ -38,7 +38,7 @@ class Asked:
     output: Path
     to: Path
     retry: bool
-    launcher: dict[str, Any]
+    launcher: list[str]  # words of that group
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Work:
 
 
 def reproduce(words: list[str]) -> int:
-    """The exit code: 0, 1 where a run failed, 130 where the runs were interrupted. Raises ConfigError, MissingAsset."""
+    """The exit code: 0, or 1 where a run failed or was killed. Raises ConfigError, MissingAsset, Stopped."""
     asked = _asked(words)
     known: dict[tuple[str, ...], Composed] = {}
     works = [Work(table, _rows(table, asked, known)) for table in tables(ROOT, asked.names)]
@@ -64,7 +64,7 @@ def reproduce(words: list[str]) -> int:
     states = _run(works, runs, asked)
     if unfinished := [key for key in runs if states[key] not in ("done", "failed")]:
         print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are done; the same command continues", file=sys.stderr)
-        return 130
+        return 1
     read: dict[str, Run] = {}
     wrong: list[str] = []
     for work in works:
@@ -78,11 +78,11 @@ def reproduce(words: list[str]) -> int:
 
 
 def _asked(words: list[str]) -> Asked:
-    given, launcher = dict(DEFAULTS), {}
+    given, launcher = dict(DEFAULTS), []
     for word in (word for word in words if "=" in word):
         key, _, value = word.partition("=")
-        if key == "launcher" or key.startswith("launcher."):
-            launcher[key.removeprefix("launcher.")] = value
+        if key.partition(".")[0] == "launcher":
+            launcher.append(word)
         elif key not in DEFAULTS or not value:
             raise ConfigError(f"reproduce: {word}: {nearest(key, DEFAULTS) if key not in DEFAULTS else 'no value'}; {USAGE}")
         else:
@@ -149,7 +149,12 @@ def _enough(works: Sequence[Work]) -> None:
 
 
 def _run(works: Sequence[Work], runs: dict[str, Composed], asked: Asked) -> dict[str, str]:
-    """How each run ended, by its hash. No launcher is asked where all are done."""
+    """How each run ended, by its hash. No launcher is asked where all are done. Raises Stopped where a signal ended them."""
+    words = {
+        each.hash: _words(own, each.config["seed"], asked) for work in works for own, composed in work.rows.values() for each in composed
+    }
+    first = next(iter(words.values()), ())
+    launcher = compose([*first, *asked.launcher]).config["launcher"]
     done = {key for key, each in runs.items() if Record(each.folder).finished}
     shared = sum(len(work.runs) for work in works) - len(runs)
     names = ", ".join(work.table.name for work in works)
@@ -160,13 +165,7 @@ def _run(works: Sequence[Work], runs: dict[str, Composed], asked: Asked) -> dict
     )
     if len(done) == len(runs):
         return dict.fromkeys(runs, "done")
-    sweep = importlib.import_module("alignbench.sweep")
-    words = {
-        each.hash: _words(own, each.config["seed"], asked) for work in works for own, composed in work.rows.values() for each in composed
-    }
-    jobs = [sweep.Job(list(words[key]), each) for key, each in runs.items()]
-    states: dict[str, str] = sweep.run_jobs(jobs, asked.launcher, retry=asked.retry)
-    return states
+    return run_jobs([Job(list(words[key]), each) for key, each in runs.items()], launcher, retry=asked.retry)
 
 
 def _time(runs: dict[str, Composed], done: set[str]) -> str:
@@ -181,7 +180,7 @@ def _time(runs: dict[str, Composed], done: set[str]) -> str:
         return "nothing to run"
     if not took:
         return f"how long {left} runs take is not known before one of them is done"
-    return f"{left} runs are left, about {left * sum(took) / len(took) / 60:,.0f} minutes one after the other"
+    return f"{left} runs are left, about {duration(left * sum(took) / len(took))} one after the other"
 
 
 # --- the files of a table

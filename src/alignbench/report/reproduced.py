@@ -55,10 +55,10 @@ def markdown(made: dict[str, Any]) -> str:
 
 
 def _runs(made: dict[str, Any]) -> str:
-    trained = [f"{name} {len(row['seeds'])}" for name, row in made["rows"].items() if row["seeds"]]
+    trained = [f"{name}, {len(row['seeds'])}" for name, row in made["rows"].items() if row["seeds"]]
     failed = [f"{name} (seed {', '.join(map(str, row['failed']))})" for name, row in made["rows"].items() if row["failed"]]
-    said = f"Runs that finished, by row: {', '.join(trained) or 'none'}."
-    return said + (f" Failed, and counted as the reference where their row has others: {', '.join(failed)}." if failed else "")
+    said = f"Runs that finished, by row: {'; '.join(trained) or 'none'}."
+    return said + (f" Failed, and counted as the reference where their row has others: {'; '.join(failed)}." if failed else "")
 
 
 def blocks(made: dict[str, Any]) -> list[Block]:
@@ -102,7 +102,7 @@ def _numbers(made: dict[str, Any]) -> Block:
         unit = f" {line['unit']}" if line["unit"] else ""
         where = ", ".join(filter(None, [line["paper"], line["arxiv"], line["table"]])) + FULL.get(line["tag"], "")
         printed = f"{line['value']}{unit} (± {line['tolerance']})" if line["value"] else "-"
-        ours = shown(line["ours"], sign="-") if line["ours"] else line["verdict"] if made["tier"] == "sandbox" else "-"
+        ours = shown(line["ours"], sign="-") if line["ours"] else line["verdict"] if line["verdict"].startswith("not run") else "-"
         body.append([line["row"], line["metric"], *([line["benchmark"]] if several else []), printed, where, ours, str(line["n"] or "-")])
         body[-1].append(line["verdict"])
     head = ["row", "metric", *(["benchmark"] if several else []), "paper (± tolerance)", "where", "ours", "seeds", "verdict"]
