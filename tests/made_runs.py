@@ -8,7 +8,7 @@ from alignbench.compose import RESULTS_VERSION, Composed
 from alignbench.report.record import Record
 
 PROMPTS, IMAGES = 6, 2
-LABELS = {"brightness": "trained", "jpeg_compressibility": "held out", "kl": "divergence"}
+LABELS = {"jpeg_compressibility": "held out", "brightness": "trained", "kl": "divergence"}
 
 
 def make_run(composed: Composed, gains: dict[str, float], sets: dict[str, float] | None = None) -> None:

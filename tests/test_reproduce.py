@@ -159,7 +159,10 @@ def test_what_tables_share_runs_once_and_a_second_call_makes_nothing(
     other["sandbox"] = {"rows": {"it": words("ddpo"), "best": words("ddpo", "method.clip=0.5")}}
     write(tmp_path / "experiments" / "first", plan())
     write(tmp_path / "experiments" / "second", other)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(verb, "compose", lambda words: [asked.append(tuple(words)), composed(tuple(words))][1])
     assert main(["reproduce", "launcher=local", "launcher.jobs=2"]) == 0
+    assert len(asked) == 5 + 1  # once for all seeds of a row and all tables that have it, and once for the launcher
     hashes = [job.composed.hash for job in launches.jobs]
     assert len(hashes) == len(set(hashes)) == 1 + 3 + 3 + 3 + 3
     assert [launcher["jobs"] for launcher in launches.launchers] == [2]
@@ -239,6 +242,36 @@ def test_a_row_without_a_run_leaves_its_claims_untold(launches: Launches, tmp_pa
     assert [claim["verdict"] for claim in made(folder)["claims"]] == ["not told"] * 4
     assert made(folder)["claims"][0]["why"] == "no seed of ours finished"
     audit(folder)
+
+
+def test_images_that_are_gone(launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "experiments" / "first", plan())
+    write(tmp_path / "experiments" / "second", plan() | {"sandbox": {"rows": {"start": {"words": words("reference"), "seeds": [0]}}}})
+    assert main(["reproduce", "first"]) == 0
+    (launches.jobs[1].composed.folder / "samples.parquet").unlink()
+    assert main(["reproduce"]) == 2
+    assert "samples.parquet is missing; move that folder away, and the same command makes the run again" in capsys.readouterr().err
+    assert made(tmp_path / "experiments" / "second")["comparison"] is None  # the reference alone; this table is made all the same
+
+
+@pytest.mark.slow
+def test_a_table_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained, by real processes."""
+    folder = tmp_path / "experiments" / "tiny"
+    said = plan() | {"seeds": [0]}
+    tiny = ["model=sandbox", "epochs=1", "eval=quick", "trainer.threads=1"]
+    said["sandbox"] = {
+        "rows": {"one": ["method=ddpo", *tiny], "other": ["method=kl_rlhf", *tiny]},
+        "claims": [{"kind": "difference", "direction": "higher", "metric": "exact_judge", "a": "one", "b": "other"}],
+    }
+    write(folder, said)
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "tiny", "launcher=local", "launcher.jobs=2"]) == 0
+    assert main(["reproduce", "tiny"]) == 0
+    assert "2 done already; nothing to run" in capsys.readouterr().out
+    audit(folder)
+    assert made(folder)["claims"][0]["verdict"] in ("holds", "contradicted", "not shown")
+    assert [row["seeds"] for row in made(folder)["rows"].values()] == [[0], [0]]
 
 
 # --- no number is invented

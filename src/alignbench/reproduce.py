@@ -189,7 +189,7 @@ def _time(runs: dict[str, Composed], done: set[str]) -> str:
 def _written(work: Work, states: dict[str, str], read: dict[str, Run], asked: Asked) -> str:
     """Make the files of a table, unless they are of the very same inputs; the line that says what came out."""
     to = asked.to / work.table.name
-    failed = {key for key, each in work.runs.items() if states[key] == "failed" or not (each.folder / "samples.parquet").is_file()}
+    failed = {key for key in work.runs if states[key] == "failed"}
     inputs = _inputs(work, failed, asked)
     if (made := _made_before(to, inputs)) is None:
         for key, each in work.runs.items():
@@ -216,24 +216,25 @@ def _files(made: dict[str, Any], runs: list[Path]) -> dict[str, str]:
         "table.tex": latex(made),
         "table.csv": rows_csv(made),
         "report.html": page(made),
-        "table.json": json.dumps(made, indent=1, sort_keys=True, allow_nan=False) + "\n",
+        "table.json": json.dumps(made, indent=1, allow_nan=False) + "\n",  # in its own order, which is that of the tables
     }
 
 
 def _inputs(work: Work, failed: set[str], asked: Asked) -> str:
-    """A digest of all that the files depend on."""
+    """A digest of all that the files depend on. ValueError where a run's images are gone."""
     runs = {
-        name: [
-            [
-                each.config["seed"],
-                None if each.hash in failed else hashlib.sha256((each.folder / "samples.parquet").read_bytes()).hexdigest(),
-            ]
-            for each in own
-        ]
+        name: [[each.config["seed"], None if each.hash in failed else _digest(each.folder / "samples.parquet")] for each in own]
         for name, (_, own) in work.rows.items()
     }
     said = [FORMAT, RESULTS_VERSION, __version__, asked.tier, runs, [hashlib.sha256(each).hexdigest() for each in work.table.sources]]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing; move that folder away, and the same command makes the run again") from None
 
 
 def _made_before(to: Path, inputs: str) -> dict[str, Any] | None:
