@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from made_runs import make_run
+from paper_runs import make_run
 from recompute import grid, interval, load, mean
 
 from alignbench import reproduce as verb
@@ -21,7 +21,7 @@ from alignbench import reproduction
 from alignbench.__main__ import main
 from alignbench.compose import Composed, compose, reseeded
 from alignbench.machine import Row
-from alignbench.papers import Printed
+from alignbench.papers import Printed, read
 from alignbench.report.comparison import brief
 from alignbench.sweep import Job
 
@@ -591,6 +591,19 @@ def test_wrong_words(launches: Launches, tmp_path: Path, capsys: pytest.CaptureF
     write(tmp_path / "experiments" / "first", plan())
     assert main(["reproduce", *typed]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_example_of_the_page_is_a_plan(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text()
+    example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
+    assert f"`{COLUMNS}`" in page
+    write(tmp_path / "it", example, f"{COLUMNS}\nDDPO,Aesthetic,7.1,,0.3,DDPO,2305.13301,Table 1,,V,\n")
+    table = read(tmp_path / "it")
+    assert table.rows("sandbox") == {
+        "ddpo": (["method=ddpo", "model=sandbox"], [0, 1, 2]),
+        "rwr": (["method=rwr", "model=sandbox"], [0]),
+    }
+    assert table.rows("paper", [4])["DDPO"] == ([*example["paper"]["rows"]["DDPO"], "trainer=gpu"], [4])
 
 
 def test_nowhere(launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ FIELDS = {  # of a claim, by its kind: those that it needs, and no other of them
     "matched": {"metric", "at"},
     "locality": {"inside", "outside"},
 }
-SAYS_HOW = "experiments/README.md says what stands there"
+SAYS_HOW = "docs/reproduce.md says what stands there"
 TAGS = {"V": "verified in the paper", "S": "of a secondary source"}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def _run(works: Sequence[Work], runs: dict[str, Composed], asked: Asked) -> dict
     first = next(iter(words.values()), ())
     launcher = compose([*first, *asked.launcher]).config["launcher"]
     done = {key for key, each in runs.items() if Record(each.folder).finished}
-    shared = sum(len(work.runs) for work in works) - len(runs)
+    shared = sum(count > 1 for count in Counter(key for work in works for key in work.runs).values())
     names = ", ".join(work.table.name for work in works)
     print(
         f"{asked.tier} tier, {len(works)} table{'s' * (len(works) > 1)} ({names}): {len(runs)} runs"
