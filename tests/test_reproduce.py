@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -471,6 +473,8 @@ def test_a_paper_tier_without_its_weights_says_what_is_missing_and_runs_nothing(
     said["paper"]["words"] = ["trainer=gpu"]
     gone = ["model=sd15", "model.path=nobody/here", "reward=aesthetic"]
     said["paper"]["rows"]["ours (1k)"] = {"words": ["method=ddpo", *gone]}
+    pictures = "eval.real={_target_: alignbench.datasets.pictures.ImageFolder, path: nowhere, size: 64}"
+    said["paper"]["rows"]["base"] = {"words": [*words("reference"), pictures], "seeds": [0]}
     write(tmp_path / "experiments" / "first", said)
     write(tmp_path / "experiments" / "second", said)
     monkeypatch.setattr("alignbench.machine.gpus", lambda: 0)
@@ -480,6 +484,8 @@ def test_a_paper_tier_without_its_weights_says_what_is_missing_and_runs_nothing(
     first = out.partition("second:")[0]
     assert first.count("nobody/here is not here (") == 1  # once for three seeds
     assert "hf download nobody/here" in first
+    assert "missing  eval.real.path: nowhere: no such file or folder" in first
+    assert "GB of weights to fetch" in first
     assert "missing  device: trainer.accelerator=gpu, but there is no GPU" in first
     assert err == "alignbench: reproduce: tier=paper: first, second: not all that is needed is here, as said above; nothing was run\n"
     assert not launches.launchers
@@ -496,6 +502,23 @@ def test_a_paper_tier_with_its_assets_runs_and_continues(launches: Launches, tmp
     assert main(["reproduce", "tier=paper"]) == 0
     assert (asked, len(launches.jobs)) == ([4, 4], 4)
     assert made(tmp_path / "experiments" / "first")["tier"] == "paper"
+    assert main(["reproduce", "tier=paper", "seeds=0"]) == 0
+    text = (tmp_path / "experiments" / "first" / "table.md").read_text()
+    assert "| 11 (one seed, no interval) | 1 |" in text
+    assert "over prompts alone | 1 |" in text
+    audit(tmp_path / "experiments" / "first")
+
+
+def test_torch_is_not_needed_where_all_is_done(reproduced: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from alignbench.__main__ import main\n"
+        f"assert main(['reproduce', 'first', 'to={tmp_path}']) == 0\n"
+        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=reproduced)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "first" / "table.md").is_file()
 
 
 # --- what is refused

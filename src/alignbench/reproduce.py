@@ -142,7 +142,8 @@ def _enough(works: Sequence[Work]) -> None:
         print(f"{work.table.name}: {work.table.runs.title}, paper tier: {len(work.runs)} runs, {hours}{source}", flush=True)
         rows = shortages(list(work.runs.values()))
         for row in rows:
-            print(f"  {row.state:<7}  {row.name}: {row.what}\n           -> {row.remedy}", flush=True)
+            remedy = f"\n           -> {row.remedy}" if row.remedy else ""
+            print(f"  {row.state:<7}  {row.name}: {row.what}{remedy}", flush=True)
         if any(row.state == "missing" for row in rows):
             lacking.append(work.table.name)
     if lacking:

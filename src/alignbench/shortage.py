@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from alignbench import doctor, machine
 from alignbench.assets import Asset, named
 from alignbench.compose import Composed
+from alignbench.config import located
 from alignbench.machine import Row
 
 
@@ -23,11 +25,23 @@ def _rows(runs: Sequence[Composed]) -> Iterator[Row]:
     for config in _distinct([each.config for each in runs], "model", "reward", "eval"):
         for asset in named(config):
             weights.setdefault((asset.value, asset.revision), asset)
-    yield from doctor.looked_for(list(weights.values()), doctor.Seen())
+    seen = doctor.Seen()
+    yield from doctor.looked_for(list(weights.values()), seen)
+    if seen.to_fetch:
+        yield Row("in all", "warning", f"{machine.amount(seen.to_fetch)} of weights to fetch, as far as their sizes are stated")
+    for config in _distinct([each.config for each in runs], "eval"):
+        yield from pictures(config)
     for config in _distinct([each.config for each in runs], "method"):
         yield from doctor.labels(config)
     for config in _distinct([each.config for each in runs], "dataset", "eval"):
         yield doctor.dataset(config)
+
+
+def pictures(config: dict[str, Any]) -> Iterator[Row]:
+    """The real pictures that sets of images are compared with."""
+    for key, value in doctor.files(config["eval"]["real"], "eval.real"):
+        if not Path(located(value)).exists():
+            yield Row(key, "missing", f"{value}: no such file or folder", f"{key}=<a folder of pictures, listed as docs/datasets.md says>")
 
 
 def _distinct(configs: Sequence[dict[str, Any]], *groups: str) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def shown(interval: Interval | None, bold: bool = False, sign: str = "+") -> str
     return f"**{text}**" if bold and (interval["low"] > 0 or interval["high"] < 0) else text
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
@@ -113,7 +113,7 @@ def _names(rows: Sequence[dict[str, Any]], *, judges: bool) -> list[str]:
 
 def _changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """A column a metric: its head, and the cells of the reference and of each row."""
-    head, body = [], [[_plain(next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"])) for name in names]]
+    head, body = [], [[plain(next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"])) for name in names]]
     for name in names:
         roles = {row["metrics"][name]["label"] for row in rows if name in row["metrics"]} - {name, "trained"}
         head.append(f"{name} ({', '.join(sorted(roles))})" if roles else name)
@@ -123,7 +123,7 @@ def _changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list
             found = row["metrics"].get(name)
             mark = " †" if found and found["label"] == "trained" else ""
             judged = bool(found) and found["label"] in ("gold", "held out")  # a related judge's verdict is none
-            cells.append(f"{_plain(found['mean']['value'])} ({shown(found['change'], bold=judged)}){mark}" if found else "-")
+            cells.append(f"{plain(found['mean']['value'])} ({shown(found['change'], bold=judged)}){mark}" if found else "-")
         body.append(cells)
     return head, body
 

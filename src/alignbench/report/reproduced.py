@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignbench.report.comparison import brief, shown
+from alignbench.report.comparison import brief, plain, shown
 
 TIERS = {
     "sandbox": "**Sandbox tier: checks the direction of claims, not digits.** Everything is small enough for a laptop; no number of "
@@ -70,15 +70,24 @@ def _claims(made: dict[str, Any]) -> Block:
     for claim in made["claims"]:
         seeds = "/".join(" ".join(map(str, counts)) for counts in claim["seeds"] if counts)
         why = f" ({claim['why']})" if claim["why"] else ""
-        body.append([claim["says"] or compared(claim), claim["source"] or "-", compared(claim), shown(claim["difference"]), seeds or "-"])
+        body.append([claim["says"] or compared(claim), claim["source"] or "-", compared(claim), _spread(claim["difference"]), seeds or "-"])
         body[-1].append(f"**{claim['verdict']}**{why}" if claim["verdict"] in ("holds", "contradicted") else claim["verdict"] + why)
     percent = f"{100 * made['level']:g} %"
     text = (
         f"Intervals are {percent}, over training seeds and prompts (docs/statistics.md), and not widened for the number of claims. A claim "
         "holds where its interval lies on the claimed side of 0, is contradicted where it lies on the other, and is not shown where it "
-        "contains 0."
+        "contains 0. An interval over prompts alone, where a row has one seed, speaks for no other training."
     )
     return Block("Claims", ["claim", "source", "what is compared", "a less b", "seeds of a/b", "verdict"], body, text)
+
+
+def _spread(found: dict[str, Any] | None, sign: str = "+") -> str:
+    """The value with its interval, and what that speaks for where it is not seeds and prompts."""
+    if found is None:
+        return "-"
+    if found["over"] == "nothing":
+        return f"{plain(found['value'])} (one seed, no interval)"
+    return shown(found, sign=sign) + {"prompts": " over prompts alone", "seeds": " over seeds alone"}.get(found["over"], "")
 
 
 def compared(claim: dict[str, Any]) -> str:
@@ -102,7 +111,7 @@ def _numbers(made: dict[str, Any]) -> Block:
         unit = f" {line['unit']}" if line["unit"] else ""
         where = ", ".join(filter(None, [line["paper"], line["arxiv"], line["table"]])) + FULL.get(line["tag"], "")
         printed = f"{line['value']}{unit} (± {line['tolerance']})" if line["value"] else "-"
-        ours = shown(line["ours"], sign="-") if line["ours"] else line["verdict"] if line["verdict"].startswith("not run") else "-"
+        ours = _spread(line["ours"], sign="-") if line["ours"] else line["verdict"] if line["verdict"].startswith("not run") else "-"
         body.append([line["row"], line["metric"], *([line["benchmark"]] if several else []), printed, where, ours, str(line["n"] or "-")])
         body[-1].append(line["verdict"])
     head = ["row", "metric", *(["benchmark"] if several else []), "paper (± tolerance)", "where", "ours", "seeds", "verdict"]
