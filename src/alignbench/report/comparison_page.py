@@ -39,6 +39,16 @@ class Claim(TypedDict):
 
 
 @dataclass(frozen=True)
+class Block:
+    """A table of words: its head, its lines, and the text beneath."""
+
+    title: str
+    head: list[str]
+    body: list[list[str]]
+    text: str
+
+
+@dataclass(frozen=True)
 class Trained:
     """A run's folder, read once."""
 
@@ -88,6 +98,7 @@ def page(
     title: str = "",
     intro: str = "",
     claims: Sequence[Claim] = (),
+    blocks: Sequence[Block] = (),
     machine: bool = True,
 ) -> str:
     """HTML. The same files give the same text; with machine=False it holds nothing of timing.json, which differs between machines.
@@ -118,6 +129,7 @@ def page(
         title=title or " and ".join(dict.fromkeys(f"{one['model']} on {one['dataset']}" for one in made["comparisons"])) + ", compared",
         intro=[part.strip() for part in intro.split("\n\n") if part.strip()],
         claims=claims,
+        blocks=blocks,
         comparisons=shown_comparisons,
         failed=[run for run in runs if not run.finished],
         machine=_machines(runs) if machine else None,

@@ -4,15 +4,16 @@ All from the plain numbers of table.json: nothing is computed here, so nothing c
 """
 
 import csv
-import html
 import io
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from alignbench.report import comparison_page
 from alignbench.report.comparison import brief, plain, shown
+from alignbench.report.comparison_page import Block, Claim
 
 TIERS = {
     "sandbox": "**Sandbox tier: checks the direction of claims, not digits.** Everything is small enough for a laptop; no number of "
@@ -29,18 +30,6 @@ TEX |= {
     ">": r"\textgreater{}",
     "†": r"$\dagger$",
 }
-STYLE = (
-    "body{font:16px/1.5 sans-serif;margin:2em}table{border-collapse:collapse}"
-    "td,th{padding:.2em .6em;border-bottom:1px solid #ccc;text-align:left}"
-)
-
-
-@dataclass(frozen=True)
-class Block:
-    title: str
-    head: list[str]
-    body: list[list[str]]
-    text: str
 
 
 def markdown(made: dict[str, Any]) -> str:
@@ -167,21 +156,15 @@ def _tex(text: str) -> str:
     return "".join(TEX.get(each, each) for each in text)
 
 
-def page(made: dict[str, Any]) -> str:
-    """The blocks as one HTML page without anything from elsewhere."""
-    parts = [f"<h1>{html.escape(made['title'])}</h1>", f"<p>arXiv {html.escape(made['arxiv'])}. {_strong(TIERS[made['tier']])}</p>"]
-    parts.append(f"<p>{html.escape(_runs(made))}</p>")
-    for block in blocks(made):
-        parts += [f"<h2>{html.escape(block.title)}</h2>", _html_table(block.head, block.body), f"<p>{html.escape(block.text)}</p>"]
-    head = f'<meta charset="utf-8"><title>{html.escape(made["title"])}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-
-
-def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [f"<tr>{''.join(f'<th>{_strong(cell)}</th>' for cell in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{_strong(cell)}</td>' for cell in line)}</tr>" for line in body]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _strong(text: str) -> str:
-    return re.sub(r"\*\*(.*?)\*\*", r"<strong>\1</strong>", html.escape(text))
+def page(made: dict[str, Any], folders: Sequence[Path]) -> str:
+    """The page of a table's runs, with the claims and the paper's numbers before everything else. folders: of its runs."""
+    nothing = {key: made[key] for key in ("level", "replicates", "seed")} | {"comparisons": [], "without_a_row": []}
+    claims: list[Claim] = [
+        {"says": claim["says"] or compared(claim), "source": f"{claim['source']}; {compared(claim)}", "verdict": claim["verdict"]}
+        | {end: (claim["difference"] or {}).get(end) for end in ("value", "low", "high")}  # type: ignore[misc]
+        for claim in made["claims"]
+    ]
+    intro = f"arXiv {made['arxiv']}. {TIERS[made['tier']].replace('**', '')}\n\n{_runs(made)}"
+    return comparison_page.page(
+        made["comparison"] or nothing, folders, title=made["title"], intro=intro, claims=claims, blocks=[_numbers(made)]
+    )
