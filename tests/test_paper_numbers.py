@@ -1,4 +1,4 @@
-"""What stands by hand in the folders of papers' tables: numbers as their source has them, words that compose, at most sixty trained runs."""
+"""What stands by hand in the folders of papers' tables: numbers as their source has them, words that compose, sixty trainings at most."""
 
 import csv
 from pathlib import Path
