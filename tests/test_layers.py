@@ -31,7 +31,7 @@ TOP = {
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds"},
-    {"models", "samplers", "rewards", "datasets", "features"},
+    {"models", "samplers", "rewards", "datasets", "features", "trackers"},
     {"policy", "rollouts", "checkpoint"},
     {"methods", "evaluation"},
     TOP,
@@ -45,6 +45,7 @@ ALLOWED = {
     "transformers": {"models", "worlds", "rewards", "features", "hub", "weights"},
     "peft": {"models"},
     "open_clip": {"rewards"},
+    **{library: {"trackers"} for library in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -22,6 +22,7 @@ ROOTS = {
     "reward": "alignbench.rewards.",
     "dataset": "alignbench.datasets.",
     "trainer": "lightning.pytorch.trainer.trainer.",
+    "tracker": "alignbench.trackers.",
 }
 NODES = {"eval": Eval, "budget": Budget}
 NESTED = ("alignbench.features.",)  # what a config names inside a group

@@ -43,7 +43,7 @@ FACT_KEYS = ("method.track", "model.tracks")
 
 @dataclass(frozen=True)
 class Composed:
-    choices: dict[str, str]  # group -> choice; `sampler` is never auto, absent recipes and experiments are left out
+    choices: dict[str, str]  # group -> choice; `sampler` is never auto, absent recipes and experiments and the tracker are left out
     config: dict  # plain and resolved; facts kept (config.arguments takes them out)
     identity: dict  # the config without the keys that only say where and how fast
     hash: str  # sha256 of the identity, the assets and RESULTS_VERSION
@@ -79,6 +79,7 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     words = sorted(str(each.input_line) for each in parsed if not _host_only(each.key_or_group))
     command = shlex.join(["python", "-m", "alignbench", *words])
     cell = _hash({key: value for key, value in identity.items() if key != "seed"}, Path(config["output"]))
+    chosen = {group: choice for group, choice in chosen.items() if not _host_only(group)}
     return Composed(chosen, config, identity, digest, cell, Path(config["output"]) / name, track, command)
 
 
@@ -297,7 +298,8 @@ def _one_line(error: BaseException) -> str:
 
 def _host_only(key: str) -> bool:
     head, _, rest = key.partition(".")
-    return head in HOST_ONLY and rest in (HOST_ONLY[head] or ("",))
+    keys = HOST_ONLY.get(head, ())
+    return keys is None or rest in keys
 
 
 def _identity(config: dict) -> dict:

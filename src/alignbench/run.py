@@ -26,6 +26,7 @@ from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
 from alignbench.rollouts import Rollouts
 from alignbench.signals import armed
+from alignbench.trackers.guarded import Guarded
 
 
 def say(line: str) -> None:
@@ -51,7 +52,7 @@ def execute(composed: Composed) -> int:
         say(f"already done, nothing to run: {composed.folder}")
         print(summary(read_result(composed.folder)))
         return 0
-    with armed():
+    with armed(), Guarded(made(composed.config["tracker"]), say) as tracker:
         started = time.time()
         config = composed.config
         try:
@@ -59,9 +60,12 @@ def execute(composed: Composed) -> int:
         except MissingAsset:
             say(f"{composed.folder}\n{outline(config)}")
             raise
-        history = History(
-            experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], record.metrics
-        )
+
+        def write(rows: list[Row]) -> None:
+            record.metrics(rows)
+            tracker.log(rows)
+
+        history = History(experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], write)
         peak = Peak(last(composed).parent, AtomicCheckpointIO(composed.hash), history, experiment.choosers, config["eval"]["patience"])
         trainer = trainer_of(experiment, composed, history, peak)
         experiment.attach(trainer)
@@ -69,6 +73,7 @@ def execute(composed: Composed) -> int:
         if trainer.is_global_zero:
             record.open(composed.identity, told(composed))
             record.judges(experiment.identities)
+            tracker.begin(told(composed) | {"name": composed.folder.name}, composed.identity)
         built = time.time()
         if config["epochs"]:
             fit(experiment, trainer, composed)
@@ -80,6 +85,9 @@ def execute(composed: Composed) -> int:
         if not trainer.is_global_zero:
             return 0
         finish(experiment, composed, record, history, peak, scored, sets)
+        tested = {metric["name"]: metric["policy"] for metric in read_result(composed.folder)["metrics"]}
+        tracker.log([*history.rows, {"epoch": history.epoch, "split": "test", **tested}])
+        tracker.picture(composed.folder / "samples" / "grid.png")
         record.timing(
             {
                 "device": device_name(experiment.model.device),
