@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
@@ -35,14 +36,14 @@ class Guarded:
         if isinstance(self.tracker, Nowhere):
             return
         self.count = self.tracker.folder / f"{run['hash'][:10]}.rows"
-        self._put(partial(self.tracker.begin, run, config))
+        self._put(partial(self.tracker.begin, *deepcopy((run, config))))
         self.thread = threading.Thread(target=self._work, name="tracker", daemon=True)  # daemon: a hanging one does not keep the process
         self.thread.start()
 
     def log(self, rows: list[dict[str, Any]]) -> None:
-        """rows: the whole history, as it grows."""
+        """rows: the whole history, as it grows; what a tracker does to its copy is its own."""
         if self.thread is not None:
-            self._put(partial(self._log, self.told, rows[self.told :]))
+            self._put(partial(self._log, self.told, deepcopy(rows[self.told :])))
             self.told = len(rows)
 
     def picture(self, path: Path) -> None:
@@ -82,7 +83,7 @@ class Guarded:
         while not self.lost and (call := self.calls.get()) is not None:
             try:
                 call()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a library's sys.exit would end this thread without a word
                 self._lose(f"failed ({type(error).__name__}: {' '.join(str(error).split())})")
 
     def _log(self, first: int, rows: list[dict[str, Any]]) -> None:

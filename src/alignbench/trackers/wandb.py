@@ -51,4 +51,4 @@ class WandB(Tracker):
 
     def end(self, state: State) -> None:
         self.run.summary["state"] = state
-        self.run.finish(exit_code=int(state == "failed"), quiet=True)
+        self.run.finish(exit_code=int(state == "failed"))
