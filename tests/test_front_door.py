@@ -1,4 +1,4 @@
-"""The front door: wrong input is one line (R3), a start is quick (R14), `auto` is resolved, a run has one identity, a sweep goes on."""
+"""The front door: wrong input is one line (R3), a start is quick (R14), `auto` is resolved, a run has one identity."""
 
 import os
 import re
@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from alignbench import __main__ as door
+from alignbench import sweep as sweeping
 from alignbench.compose import compose, sweep
 from alignbench.config import ConfigError, MissingAsset, Stopped, conf_folder
 from alignbench.signatures import constructor_of
@@ -167,7 +167,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
     started: list[object] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(door, "run", lambda composed: started.append(composed) or 0)
-    monkeypatch.setattr(door, "run_all", lambda jobs: started.append(jobs) or 0)
+    monkeypatch.setattr(sweeping, "run_sweep", lambda jobs, retry: started.append(jobs) or 0)
     return started
 
 
@@ -185,7 +185,12 @@ def test_right_input_runs(ran: list, capsys: pytest.CaptureFixture) -> None:
     assert [composed.config["seed"] for composed in ran] == [3]
     assert capsys.readouterr() == ("", "")
     assert door.main(["-m", "seed=0,1", "guidance=range(1,3)"]) == 0
-    assert ran[1] == [["seed=0", "guidance=1"], ["seed=0", "guidance=2"], ["seed=1", "guidance=1"], ["seed=1", "guidance=2"]]
+    assert [job.words for job in ran[1]] == [
+        ["seed=0", "guidance=1"],
+        ["seed=0", "guidance=2"],
+        ["seed=1", "guidance=1"],
+        ["seed=1", "guidance=2"],
+    ]
 
 
 def test_wrong_lists_are_whole() -> None:
@@ -490,68 +495,3 @@ def test_exit_codes_of_a_run_that_began(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setitem(sys.modules, "alignbench.run", SimpleNamespace(execute=lambda composed: 0))
     assert door.main([]) == 0
     assert not (folder / "error.txt").exists()
-
-
-# --- sweeps
-
-
-def test_a_failed_job_does_not_stop_the_sweep(capfd: pytest.CaptureFixture) -> None:
-    """Jobs are whatever `python -m alignbench` takes: here two that print the version around one that is wrong."""
-    assert door.run_all([["--version"], ["sede=1"], ["--version"]]) == 1
-    output = capfd.readouterr().out
-    assert output.count("alignbench 0") == 2
-    assert [line for line in output.splitlines() if line.startswith("[")] == [
-        "[1/3] --version: done",
-        "[2/3] sede=1: failed, exit code 2",
-        "[3/3] --version: done",
-    ]
-    assert door.run_all([["--version"]]) == 0
-
-
-@pytest.fixture
-def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen]:
-    """A sweep of two jobs, the first of which waits for a signal and names it."""
-    job = tmp_path / "job.sh"
-    traps = "\n".join(f"trap 'echo {name} >> heard; exit {code}' {name}" for name, code in (("TERM", 143), ("INT", 130), ("USR1", 138)))
-    job.write_text(f"#!/bin/sh\n{traps}\necho $$ $3 >> started\nwhile :; do sleep 0.05; done\n")
-    job.chmod(0o755)
-    code = f"import sys; from alignbench.__main__ import run_all; sys.executable = {str(job)!r}; sys.exit(run_all([['one'], ['two']]))"
-    sweeping = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text().endswith("\n"))
-    yield sweeping
-    sweeping.kill()
-    for line in (tmp_path / "started").read_text().splitlines():
-        with suppress(ProcessLookupError):
-            os.killpg(int(line.split()[0]), signal.SIGKILL)
-    sweeping.communicate()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_reaches_the_job_and_ends_the_sweep(signum: signal.Signals, sleeper: subprocess.Popen, tmp_path: Path) -> None:
-    sleeper.send_signal(signum)
-    output, _ = sleeper.communicate(timeout=20)
-    assert sleeper.returncode == 128 + signum
-    assert (tmp_path / "heard").read_text() == f"{signum.name.removeprefix('SIG')}\n"
-    assert [line.split()[1] for line in (tmp_path / "started").read_text().splitlines()] == ["one"]
-    assert output == f"[1/2] one: stopped by signal {signum.value}\n"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_killed_sweep_leaves_no_job_behind(sleeper: subprocess.Popen, tmp_path: Path) -> None:
-    job = int((tmp_path / "started").read_text().split()[0])
-    os.kill(job, 0)  # it is there
-    sleeper.kill()
-    sleeper.wait()
-
-    def gone() -> bool:
-        state = Path(f"/proc/{job}/stat")
-        return not state.exists() or state.read_text().split()[2] == "Z"
-
-    wait_for(gone)

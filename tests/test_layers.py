@@ -24,13 +24,15 @@ LEAVES = {
     "weights",
     "hub",
     "identity",
+    "ledger",
 }  # of all; they know only each other
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
     *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
+    *("sweep", "status"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
-    {"worlds"},
+    {"worlds", "launchers"},
     {"models", "samplers", "rewards", "datasets", "features", "trackers"},
     {"policy", "rollouts", "checkpoint"},
     {"methods", "evaluation"},
@@ -38,7 +40,7 @@ ROWS: list[set[str]] = [  # a row may import the rows below it and, within itsel
 ]
 INTERFACES = {("samplers", "alignbench.models.base")}  # a sampler is written against the Diffusion interface
 ALLOWED = {
-    "hydra": {"__main__", "compose", "experiment", "report.reproduce"},
+    "hydra": {"__main__", "compose", "experiment", "sweep", "report.reproduce"},
     "omegaconf": {"__main__", "compose"},
     "lightning": {"methods", "evaluation", "checkpoint", "run", "experiment"},
     "diffusers": {"models", "worlds", "rewards", "features"},

@@ -223,7 +223,7 @@ def test_a_tracker_that_was_lost_is_told_what_it_missed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", choices("tracker", conf_folder()))
 def test_a_tracker_is_no_part_of_what_a_run_is(name: str) -> None:
     plain, tracked = compose(["seed=3"]), compose(["seed=3", f"tracker={name}", *(["tracker.patience=3"] if name != "none" else [])])
-    assert (tracked.hash, tracked.cell, tracked.command, tracked.choices) == (plain.hash, plain.cell, plain.command, plain.choices)
+    assert (tracked.hash, tracked.cell, tracked.command, tracked.named) == (plain.hash, plain.cell, plain.command, plain.named)
     assert "tracker" not in tracked.identity
     assert tracked.config["tracker"]["_target_"].startswith(f"alignbench.trackers.{name}.")
     assert HOST_ONLY["tracker"] is None

@@ -5,14 +5,10 @@ import errno
 import importlib
 import os
 import re
-import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from alignbench import __version__
@@ -36,10 +32,12 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
         "a run, or weights from elsewhere, on other prompts or by other judges: evaluate run=outputs/<run> eval=skills",
     ),
     "table": ("alignbench.table:table", "methods side by side, with intervals over seeds and prompts: table outputs"),
+    "status": ("alignbench.status:status", "what became of every job in a folder, what runs now and how long it will take: status outputs"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }
 FLAGS = {
     "-m": "sweep: key=a,b or key=range(1,4) makes a job of each combination; all are checked before the first starts",
+    "--retry": "of a sweep: run the jobs that failed before, too",
     "--cfg": "print the config that would run, and stop",
     "-h": "this text",
     "--version": "the version",
@@ -49,9 +47,8 @@ SPELLED = {"--multirun": "-m", "--help": "-h", "--shell-completion": "-sc"}
 EXAMPLES = {
     "alignbench": "DDPO on the shipped sandbox model: a page of results in minutes",
     "alignbench reward=jpeg_compressibility epochs=20 seed=1": "another reward, longer, another seed",
-    "alignbench -m reward=scene_judge,colour seed=0,1,2": "a sweep of six runs",
+    "alignbench -m reward=scene_judge,colour seed=0,1,2 launcher.jobs=2": "six runs, two at a time; again: what is left",
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error, 2)
     except MissingAsset as error:
         return complain(error, 3)
+    except Stopped as stopped:
+        return complain(stopped, 128 + stopped.signum)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `alignbench ls | head`
@@ -89,10 +88,14 @@ def front_door(words: list[str]) -> int:
 
     if "-m" not in flags:
         composed = compose(overrides)
-        return show([composed]) if "--cfg" in flags else run(composed)
-    jobs = sweep(overrides)
-    checked = [compose(job) for job in jobs]
-    return show(checked) if "--cfg" in flags else run_all(jobs)
+        if "--cfg" in flags:
+            return show([composed])
+        if not composed.elsewhere:
+            return run(composed)
+    from alignbench.sweep import jobs_of, run_sweep
+
+    jobs = jobs_of(sweep(overrides))
+    return show([job.composed for job in jobs]) if "--cfg" in flags else run_sweep(jobs, retry="--retry" in flags)
 
 
 def complain(error: BaseException, code: int, more: str = "") -> int:
@@ -220,47 +223,6 @@ def failed(error: BaseException, folder: Path) -> int:
         print(text, file=sys.stderr)
         return complain(error, 1)
     return complain(error, 1, f" ({type(error).__name__}; the traceback is in {where})")
-
-
-def run_all(jobs: list[list[str]]) -> int:
-    """Each job in its own process, one after the other; a failed one does not stop the rest, a signal stops all."""
-    child: subprocess.Popen[bytes] | None = None
-    received: list[int] = []
-
-    def forward(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        if child is not None and child.poll() is None:
-            child.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in SIGNALS}
-    failures = 0
-    try:
-        for index, job in enumerate(jobs, 1):
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal must not fall between the start of a job and its name
-            if not received:
-                # its own process group: a terminal's Ctrl-C reaches it once, through `forward`
-                child = subprocess.Popen([sys.executable, "-m", "alignbench", *job], process_group=0, preexec_fn=_as_job)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            if received or child is None:
-                break
-            code = child.wait()
-            failures += code != 0
-            said = f"stopped by signal {received[-1]}" if received else f"failed, exit code {code}" if code else "done"
-            print(f"[{index}/{len(jobs)}] {' '.join(job)}: {said}", flush=True)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    return 128 + received[-1] if received else int(failures > 0)
-
-
-def _as_job() -> None:
-    """In the child, before it becomes the job: hear signals, and (Linux) die with the sweep rather than race with its successor."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if sys.platform == "linux":
-        import ctypes
-
-        with suppress(OSError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 if __name__ == "__main__":

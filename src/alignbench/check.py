@@ -23,6 +23,7 @@ ROOTS = {
     "dataset": "alignbench.datasets.",
     "trainer": "lightning.pytorch.trainer.trainer.",
     "tracker": "alignbench.trackers.",
+    "launcher": "alignbench.launchers.",
 }
 NODES = {"eval": Eval, "budget": Budget}
 NESTED = ("alignbench.features.",)  # what a config names inside a group

@@ -43,7 +43,7 @@ FACT_KEYS = ("method.track", "model.tracks")
 
 @dataclass(frozen=True)
 class Composed:
-    choices: dict[str, str]  # group -> choice; `sampler` is never auto, absent recipes and experiments and the tracker are left out
+    choices: dict[str, str]  # group -> choice; `sampler` is never auto, absent recipes and experiments are left out
     config: dict  # plain and resolved; facts kept (config.arguments takes them out)
     identity: dict  # the config without the keys that only say where and how fast
     hash: str  # sha256 of the identity, the assets and RESULTS_VERSION
@@ -51,6 +51,21 @@ class Composed:
     folder: Path
     track: str
     command: str  # what to type to get this run again, wherever its results go
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """What the ledger calls this run."""
+        return {"hash": self.hash, "name": self.folder.name, "command": self.command}
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The choices that a result depends on."""
+        return {group: choice for group, choice in self.choices.items() if not _host_only(group)}
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the run is for another process to make: a cluster's, say."""
+        return self.choices["launcher"] != "local"
 
 
 def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
@@ -79,7 +94,6 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     words = sorted(str(each.input_line) for each in parsed if not _host_only(each.key_or_group))
     command = shlex.join(["python", "-m", "alignbench", *words])
     cell = _hash({key: value for key, value in identity.items() if key != "seed"}, Path(config["output"]))
-    chosen = {group: choice for group, choice in chosen.items() if not _host_only(group)}
     return Composed(chosen, config, identity, digest, cell, Path(config["output"]) / name, track, command)
 
 

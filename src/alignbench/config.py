@@ -8,7 +8,7 @@ from annotated_types import Ge, MinLen
 
 from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Text
 
-GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "tracker", "recipe", "experiment")
+GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "tracker", "launcher", "recipe", "experiment")
 PACKAGED = "package://"
 
 Track = Literal["multi_step", "few_step", "one_step"]
@@ -148,6 +148,7 @@ ECONOMIES = ("gradient_checkpointing", "compile", "channels_last", "vae_tiling")
 HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
     "output": None,
     "tracker": None,
+    "launcher": None,
     "judging": ("patience", "cache", "overlap"),
     "eval": ("batch",),
     "reward": ("batch", "pause", "tries", *(f"{each}_timeout" for each in ("build", "start", "connect", "call", "idle"))),

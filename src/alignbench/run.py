@@ -21,6 +21,7 @@ from alignbench.evaluation.callbacks import BudgetStop, History, Peak, Progress,
 from alignbench.evaluation.evaluate import Scored, compare, described
 from alignbench.experiment import Experiment, made, outline
 from alignbench.identity import digest
+from alignbench.ledger import claimed
 from alignbench.policy import Policy
 from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
@@ -70,37 +71,46 @@ def execute(composed: Composed) -> int:
         trainer = trainer_of(experiment, composed, history, peak)
         experiment.attach(trainer)
         say(f"{composed.folder}\n{experiment.plan()}")
-        if trainer.is_global_zero:
-            record.open(composed.identity, told(composed))
-            record.judges(experiment.identities)
-            tracker.begin(told(composed) | {"name": composed.folder.name}, composed.identity)
-        built = time.time()
-        if config["epochs"]:
-            fit(experiment, trainer, composed)
-        else:
-            record.metrics([])  # a method without training has no history
-        fitted = time.time()
-        scored = evaluate(experiment, composed, peak)
-        sets = experiment.sets(scored)
         if not trainer.is_global_zero:
+            train_and_evaluate(experiment, trainer, composed, record, history, peak)
             return 0
-        finish(experiment, composed, record, history, peak, scored, sets)
-        tested = {metric["name"]: metric["policy"] for metric in read_result(composed.folder)["metrics"]}
-        tracker.log([*history.rows, {"epoch": history.epoch, "split": "test", **tested}])
-        tracker.picture(composed.folder / "samples" / "grid.png")
-        record.timing(
-            {
-                "device": device_name(experiment.model.device),
-                "host": platform.node(),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-                "threads": torch.get_num_threads(),
-                "seconds": {"building": built - started, "training": fitted - built, "evaluation": time.time() - fitted},
-                "versions": {"alignbench": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            }
-        )
+        with claimed(Path(config["output"]), composed.entry, lambda: record.finished, say, record.epoch) as todo:
+            if todo:
+                record.open(composed.identity, told(composed))
+                record.judges(experiment.identities)
+                tracker.begin(told(composed) | {"name": composed.folder.name}, composed.identity)
+                built = time.time()
+                trained = train_and_evaluate(experiment, trainer, composed, record, history, peak)
+                tested = {metric["name"]: metric["policy"] for metric in read_result(composed.folder)["metrics"]}
+                tracker.log([*history.rows, {"epoch": history.epoch, "split": "test", **tested}])
+                tracker.picture(composed.folder / "samples" / "grid.png")
+                record.timing(
+                    {
+                        "device": device_name(experiment.model.device),
+                        "host": platform.node(),
+                        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                        "threads": torch.get_num_threads(),
+                        "seconds": {"building": built - started, "training": trained - built, "evaluation": time.time() - trained},
+                        "versions": {"alignbench": __version__, "torch": torch.__version__, "python": platform.python_version()},
+                    }
+                )
     print(summary(read_result(composed.folder)))
     print(f"results: {composed.folder}\npage:    {composed.folder / 'report.html'}")
     return 0
+
+
+def train_and_evaluate(experiment: Experiment, trainer: Trainer, composed: Composed, record: Record, history: History, peak: Peak) -> float:
+    """Everything that a run is, in each of its processes; the first one writes it. When training was over, in seconds of `time.time`."""
+    if composed.config["epochs"]:
+        fit(experiment, trainer, composed)
+    elif trainer.is_global_zero:
+        record.metrics([])  # a method without training has no history
+    fitted = time.time()
+    scored = evaluate(experiment, composed, peak)
+    sets = experiment.sets(scored)
+    if trainer.is_global_zero:
+        finish(experiment, composed, record, history, peak, scored, sets)
+    return fitted
 
 
 def device_name(device: torch.device) -> str:
@@ -112,7 +122,7 @@ def told(composed: Composed) -> dict[str, Any]:
     return {
         "format": 2,
         "results_version": RESULTS_VERSION,
-        "choices": composed.choices,
+        "choices": composed.named,
         "command": composed.command,
         "seed": composed.config["seed"],
         "hash": composed.hash,

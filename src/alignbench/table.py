@@ -43,6 +43,14 @@ def table(words: list[str]) -> int:
         if key not in DEFAULTS or not value:
             raise ConfigError(f"table: {word}: {nearest(key, DEFAULTS) if key not in DEFAULTS else 'no value'}; {USAGE}")
         given[key] = value
+    to = Path(given["to"]) if given["to"] else folders[0] / "table"
+    print(write(folders, to, given))
+    print(f"written to {to}: table.md, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
+    return 0
+
+
+def write(folders: list[Path], to: Path, given: dict[str, str]) -> str:
+    """Write the comparison of the runs in these folders; the text of table.md. given: as DEFAULTS. Raises ConfigError, MissingAsset."""
     try:
         how = Bootstrap(replicates=int(given["replicates"]), level=float(given["level"]), seed=int(given["seed"]))
         made = compared(list(found_in(folders)), given["metric"], how, float(given["power"]))
@@ -50,7 +58,6 @@ def table(words: list[str]) -> int:
         raise
     except ValueError as error:
         raise ConfigError(f"table: {error}") from error
-    to = Path(given["to"]) if given["to"] else folders[0] / "table"
     text = markdown(made)
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -60,9 +67,7 @@ def table(words: list[str]) -> int:
         write_atomically(to / "table.png", picture(made))
     except OSError as error:
         raise MissingAsset(f"table: to={to}: cannot be written ({error.strerror or error})") from error
-    print(text)
-    print(f"written to {to}: table.md, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
-    return 0
+    return text
 
 
 def found_in(folders: list[Path]) -> Iterator[Found]:

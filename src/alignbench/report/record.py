@@ -124,6 +124,14 @@ class Record:
         write_atomically(path, (_json(_merged(before, timing), "timing", indent=1) + "\n").encode())
 
     @property
+    def epoch(self) -> int:
+        """The last one that metrics.jsonl has; 0 before there is any."""
+        try:
+            return max((row["epoch"] for row in read_metrics(self.folder)), default=0)
+        except ValueError:
+            return 0
+
+    @property
     def finished(self) -> bool:
         """Both the numbers and the page are there; the page is written last."""
         try:
