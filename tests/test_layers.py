@@ -29,7 +29,7 @@ LEAVES = {
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
     *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
-    *("sweep", "status"),
+    *("sweep", "status", "search", "knobs", "winners"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds", "launchers"},
@@ -47,6 +47,7 @@ ALLOWED = {
     "transformers": {"models", "worlds", "rewards", "features", "hub", "weights"},
     "peft": {"models"},
     "open_clip": {"rewards"},
+    "optuna": {"search"},
     **{library: {"trackers"} for library in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -34,6 +34,11 @@ def check(config: dict, choices: dict[str, str], conf: Path) -> dict:
     return _Check(choices, conf).top(config)
 
 
+def checked(key: str, node: dict, kind: type, choices: dict[str, str], conf: Path) -> dict:
+    """A node that is no part of a run's config, against the dataclass that it is read as. Raises ConfigError."""
+    return _Check(choices, conf).node(key, node, arguments_of(kind))
+
+
 # --- where a key lives, and what is wrong with it
 
 

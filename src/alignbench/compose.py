@@ -74,6 +74,8 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     parsed = parse(overrides, conf)
     if swept := next((each for each in parsed if each.is_sweep_override()), None):
         raise ConfigError(f"{swept.key_or_group}: several values make a sweep; add -m, or quote the value if it is one word with a comma")
+    if searched := next((each for each in parsed if each.key_or_group.partition(".")[0] == "hparams_search"), None):
+        raise ConfigError(f"{searched.key_or_group}: a search is many runs and no part of one; add -m without --cfg, or take it out")
     try:
         chosen, track, config = _resolve(parsed, conf)
     except yaml.MarkedYAMLError as error:

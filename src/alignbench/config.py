@@ -8,7 +8,21 @@ from annotated_types import Ge, MinLen
 
 from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Text
 
-GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "tracker", "launcher", "recipe", "experiment")
+GROUPS = (
+    "method",
+    "model",
+    "sampler",
+    "reward",
+    "dataset",
+    "eval",
+    "budget",
+    "trainer",
+    "tracker",
+    "launcher",
+    "recipe",
+    "experiment",
+    "hparams_search",
+)
 PACKAGED = "package://"
 
 Track = Literal["multi_step", "few_step", "one_step"]
