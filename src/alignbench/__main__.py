@@ -32,6 +32,8 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
         "a run, or weights from elsewhere, on other prompts or by other judges: evaluate run=outputs/<run> eval=skills",
     ),
     "table": ("alignbench.table:table", "methods side by side, with intervals over seeds and prompts: table outputs"),
+    "report": ("alignbench.reporting:report", "the page of many runs, or a run's own once more, from their files alone: report outputs"),
+    "compare": ("alignbench.compare:compare", "two runs on the same test images, pair by pair: compare outputs/<run> outputs/<other>"),
     "status": ("alignbench.status:status", "what became of every job in a folder, what runs now and how long it will take: status outputs"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }

@@ -32,7 +32,7 @@ def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
         f"# {one['model']} on {one['dataset']}",
         f"{one['test_images']} images of {one['prompts']} test prompts, each from its own noise (seed {one['noise']}), the same for every "
         f"row and for the reference; {sampler['name']}, {sampler['steps']} steps, {taken}; {one['track'].replace('_', '-')} track. "
-        f"Intervals are {percent}, over {_over(rows)}. {_budget(rows)}"
+        f"Intervals are {percent}, over {over(rows)}. {budget(rows)}"
         + (
             f" {one['left_out']} prompts are left out of all rows: some judge gave none of their images a score." if one["left_out"] else ""
         ),
@@ -54,14 +54,14 @@ def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _over(rows: Sequence[dict[str, Any]]) -> str:
+def over(rows: Sequence[dict[str, Any]]) -> str:
     if all(len(row["seeds"]) > 1 for row in rows):
         return "training seeds and prompts"
     alone = [row["label"] for row in rows if len(row["seeds"]) == 1]
     return f"training seeds and prompts (of {'; '.join(alone)}: one seed, so over prompts alone and no evidence of other trainings)"
 
 
-def _budget(rows: Sequence[dict[str, Any]]) -> str:
+def budget(rows: Sequence[dict[str, Any]]) -> str:
     """Whether the rows cost the same, by the two meters that every machine counts alike."""
     said: list[str] = []
     equal: list[str] = []
@@ -83,13 +83,16 @@ def shown(interval: Interval | None, bold: bool = False) -> str:
     """A value and its interval, with two digits of the interval's half width."""
     if interval is None:
         return "-"
-    scale = (interval["high"] - interval["low"]) / 2 or abs(interval["value"]) or 1.0
-    decimals = min(max(0, 1 - math.floor(math.log10(scale))), 6)
-    text = "{value:+,.{d}f} [{low:+,.{d}f}, {high:+,.{d}f}]".format(**interval, d=decimals)
+    text = "{value:+,.{d}f} [{low:+,.{d}f}, {high:+,.{d}f}]".format(**interval, d=decimals(interval))
     return f"**{text}**" if bold and (interval["low"] > 0 or interval["high"] < 0) else text
 
 
-def _plain(value: float) -> str:
+def decimals(interval: Interval) -> int:
+    scale = (interval["high"] - interval["low"]) / 2 or abs(interval["value"]) or 1.0
+    return min(max(0, 1 - math.floor(math.log10(scale))), 6)
+
+
+def plain(value: float) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
@@ -101,7 +104,7 @@ def _names(rows: Sequence[dict[str, Any]], *, judges: bool) -> list[str]:
 
 def _changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """A column a metric: its head, and the cells of the reference and of each row."""
-    head, body = [], [[_plain(next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"])) for name in names]]
+    head, body = [], [[plain(next(row["metrics"][name]["reference"] for row in rows if name in row["metrics"])) for name in names]]
     for name in names:
         roles = {row["metrics"][name]["label"] for row in rows if name in row["metrics"]} - {name, "trained"}
         head.append(f"{name} ({', '.join(sorted(roles))})" if roles else name)
@@ -111,7 +114,7 @@ def _changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list
             found = row["metrics"].get(name)
             mark = " †" if found and found["label"] == "trained" else ""
             judged = bool(found) and found["label"] in ("gold", "held out")  # a related judge's verdict is none
-            cells.append(f"{_plain(found['mean']['value'])} ({shown(found['change'], bold=judged)}){mark}" if found else "-")
+            cells.append(f"{plain(found['mean']['value'])} ({shown(found['change'], bold=judged)}){mark}" if found else "-")
         body.append(cells)
     return head, body
 
