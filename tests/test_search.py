@@ -3,6 +3,7 @@
 import csv
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -285,6 +286,12 @@ def test_a_metric_that_no_run_has_names_those_there_are(monkeypatch: pytest.Monk
 def test_settings_without_a_search_are_asked_which(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "hparams_search.trials=3"]) == 2
     assert "hparams_search: which one? add hparams_search=knob" in capsys.readouterr().err
+
+
+def test_without_optuna_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(words()) == 3
+    assert "pip install 'alignbench[search]'" in capsys.readouterr().err
 
 
 def test_a_search_is_no_part_of_a_run() -> None:
