@@ -29,12 +29,12 @@ LEAVES = {
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
     *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
-    *("sweep", "status", "reporting", "compare"),
-    *("sweep", "status", "reproduce", "reproduction", "papers", "shortage"),
+    *("sweep", "status", "reporting", "compare", "search", "knobs", "winners"),
+    *("reproduce", "reproduction", "papers", "shortage"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds", "launchers"},
-    {"models", "samplers", "rewards", "datasets", "features"},
+    {"models", "samplers", "rewards", "datasets", "features", "trackers"},
     {"policy", "rollouts", "checkpoint"},
     {"methods", "evaluation"},
     TOP,
@@ -48,6 +48,8 @@ ALLOWED = {
     "transformers": {"models", "worlds", "rewards", "features", "hub", "weights"},
     "peft": {"models"},
     "open_clip": {"rewards"},
+    "optuna": {"search"},
+    **{library: {"trackers"} for library in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
