@@ -289,8 +289,12 @@ def _picture(run: Trained, prompt: int, who: str, metric: str | None, album: Alb
         return None
     labels = {each["name"]: each["label"] for each in run.about["metrics"]}
     names = [name for name, label in labels.items() if label == "trained" or name == metric]
-    scores = [f"{name} {row[name]:.3g}" for name in names if row.get(name) is not None]
+    scores = [f"{name} {_score(row[name])}" for name in names if row.get(name) is not None]
     return {"seed": run.about["seed"] if who == SIDES[1] else None, "picture": kept, "scores": scores}
+
+
+def _score(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _machines(runs: Sequence[Trained]) -> dict[str, Any]:
