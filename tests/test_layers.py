@@ -109,7 +109,14 @@ def test_there_is_no_utils_and_every_file_says_what_it_is() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["alignbench.report.page", "alignbench.report.label_page", "alignbench.report.record", "alignbench.compose", "alignbench.check"],
+    [
+        "alignbench.report.page",
+        "alignbench.report.comparison_page",
+        "alignbench.report.label_page",
+        "alignbench.report.record",
+        "alignbench.compose",
+        "alignbench.check",
+    ],
 )
 def test_torch_is_not_imported_by(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
