@@ -2,6 +2,9 @@
 
 VENV    ?= .venv
 WORKERS ?= 0                # pytest processes: `make test WORKERS=2`; 0 runs in one
+TIER    ?= sandbox          # of `make reproduce`: sandbox or paper
+TABLE   ?=                  # which of experiments/: `make reproduce TABLE=ddpo_table1`; none: all
+SEEDS   ?=                  # in place of a table's own: `make reproduce SEEDS=0`
 ARGS    ?=                  # more arguments: `make demo ARGS="seed=1"`, `make test ARGS="-k ddim"`
 UV      ?= uv               # only `make lock` needs it
 
@@ -15,7 +18,7 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser prove compare equal-budget goodhart parity check format lock wheel clean
+.PHONY: help setup demo test test-slow test-browser prove compare equal-budget goodhart reproduce parity check format lock wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +68,14 @@ goodhart: $(STAMP)  ## a learned reward over-optimised on purpose, a KL against 
 	@$(BIN)/python -m alignbench -m experiment=goodhart method.reward_weight=1000,0.1,0.01 seed=0,1,2 output=outputs/goodhart
 	@$(BIN)/python -m alignbench -m experiment=goodhart reward=smooth_panel seed=0,1,2 output=outputs/goodhart
 	@$(BIN)/python -m alignbench table outputs/goodhart to=experiments/goodhart
+
+ifeq ($(strip $(TIER)),sandbox)
+reproduce: export HF_HUB_OFFLINE := 1
+reproduce: export OMP_NUM_THREADS ?= 1
+endif
+reproduce: $(STAMP)  ## papers' tables: on the sandbox whether their claims hold, with TIER=paper their numbers on a GPU
+	@$(BIN)/python -m alignbench reproduce $(TABLE) tier=$(strip $(TIER)) $(addprefix seeds=,$(strip $(SEEDS))) \
+		launcher=local launcher.jobs=2 $(ARGS)
 
 # not offline: uv fetches what its cache lacks; the judges themselves ask no hub
 parity: export OMP_NUM_THREADS ?= 2

@@ -31,6 +31,10 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
         "alignbench.reevaluate:evaluate",
         "a run, or weights from elsewhere, on other prompts or by other judges: evaluate run=outputs/<run> eval=skills",
     ),
+    "reproduce": (
+        "alignbench.reproduce:reproduce",
+        "make papers' tables again, with a verdict on each claim: reproduce ddpo_table1 tier=sandbox",
+    ),
     "table": ("alignbench.table:table", "methods side by side, with intervals over seeds and prompts: table outputs"),
     "report": ("alignbench.reporting:report", "the page of many runs, or a run's own once more, from their files alone: report outputs"),
     "compare": ("alignbench.compare:compare", "two runs on the same test images, pair by pair: compare outputs/<run> outputs/<other>"),

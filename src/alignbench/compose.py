@@ -8,7 +8,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,30 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     _fitting_reward(chosen, conf)
     identity = _identity(config)
     digest = _hash(identity, Path(config["output"]))
-    name = "-".join([*(chosen[group] for group in ("method", "model", "reward", "dataset")), f"s{config['seed']}", digest[:10]])
+    name = _name(chosen, config["seed"], digest)
     words = sorted(str(each.input_line) for each in parsed if not _host_only(each.key_or_group))
     command = shlex.join(["python", "-m", "alignbench", *words])
     cell = _hash({key: value for key, value in identity.items() if key != "seed"}, Path(config["output"]))
     return Composed(chosen, config, identity, digest, cell, Path(config["output"]) / name, track, command)
+
+
+def reseeded(composed: Composed, seed: int) -> Composed:
+    """What `compose` of the same words with another `seed=` gives, without asking Hydra again: a config only depends on its seed in `seed`.
+
+    ValueError where the words give no seed, or another value is read from it.
+    """
+    words = shlex.split(composed.command)
+    if not any(word.startswith("seed=") for word in words) or any("${" in word for word in words):
+        raise ValueError(f"{composed.command}: cannot be given another seed; compose it anew")
+    config, identity = composed.config | {"seed": seed}, composed.identity | {"seed": seed}
+    digest = _hash(identity, Path(config["output"]))
+    folder = Path(config["output"]) / _name(composed.choices, seed, digest)
+    command = shlex.join(f"seed={seed}" if word.startswith("seed=") else word for word in words)
+    return replace(composed, config=config, identity=identity, hash=digest, folder=folder, command=command)
+
+
+def _name(chosen: dict[str, str], seed: int, digest: str) -> str:
+    return "-".join([*(chosen[group] for group in ("method", "model", "reward", "dataset")), f"s{seed}", digest[:10]])
 
 
 def sweep(overrides: Sequence[str], conf: Path | None = None) -> list[list[str]]:

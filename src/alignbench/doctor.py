@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +94,13 @@ def trained(config: dict[str, Any], sizes: Sizes) -> int:
 
 
 def assets(config: dict[str, Any], seen: Seen) -> Iterator[Row]:
+    yield from looked_for(named(config), seen, config)
+
+
+def looked_for(assets: Sequence[Asset], seen: Seen, config: dict[str, Any] | None = None) -> Iterator[Row]:
+    """config: of the run that the sizes are for; None: sizes are not counted."""
     silent = ""  # why the Hub gave no answer: it is not asked twice
-    for asset in named(config):
+    for asset in assets:
         local, state = asset.hub is None or Path(asset.value).exists(), "is not here"
         try:
             found = here(asset)
@@ -106,7 +111,7 @@ def assets(config: dict[str, Any], seen: Seen) -> Iterator[Row]:
                 yield Row(asset.key, "missing", f"{asset.value} {state}", remedy)
                 continue
         if found is not None:
-            if asset.key == "model.path" and found.is_dir():
+            if config is not None and asset.key == "model.path" and found.is_dir():
                 with suppress(Damaged, OSError):
                     seen.sizes = sizes(found, asset, config)
             cached = "" if local else f" is in the Hub's cache{f', revision {asset.revision}' if asset.revision else ''}"

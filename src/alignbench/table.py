@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,11 @@ def _begun(folder: Path) -> bool:
     return (folder / "samples.parquet").is_file() or (folder / "run.json").is_file()
 
 
-def compared(found: list[Found], metric: str, how: Bootstrap, power: float) -> dict[str, Any]:
-    """One comparison for each model, dataset, sampler and evaluation among the runs. ValueError where runs do not fit together."""
+def compared(found: list[Found], metric: str, how: Bootstrap, power: float, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """One comparison for each model, dataset, sampler and evaluation among the runs. ValueError where runs do not fit together.
+
+    names: of rows, by their cell; the others are named by their method and settings.
+    """
     by_hash: dict[str, Found] = {}
     for each in sorted(found, key=lambda one: one.run is None):
         by_hash.setdefault(each.said["hash"], each)  # the same run in two places is one
@@ -136,7 +139,7 @@ def compared(found: list[Found], metric: str, how: Bootstrap, power: float) -> d
         "seed": how.seed,
         "power": power,
         "without_a_row": sorted(each.folder.name for each in lost if each.said["cell"] not in {trained for *_, trained in rows}),
-        "comparisons": [_comparison(json.loads(key), ones, metric, how, power) for key, ones in sorted(groups.items())],
+        "comparisons": [_comparison(json.loads(key), ones, metric, how, power, names or {}) for key, ones in sorted(groups.items())],
     }
 
 
@@ -155,7 +158,9 @@ def terms(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _comparison(shared: dict[str, Any], ones: list[Found], metric: str, how: Bootstrap, power: float) -> dict[str, Any]:
+def _comparison(
+    shared: dict[str, Any], ones: list[Found], metric: str, how: Bootstrap, power: float, given: Mapping[str, str]
+) -> dict[str, Any]:
     finished = [one.run for one in ones if one.run is not None]
     agree(finished)
     by_cell: dict[str, list[Found]] = {}
@@ -164,12 +169,12 @@ def _comparison(shared: dict[str, Any], ones: list[Found], metric: str, how: Boo
     names = labels([next(one.said for one in own if one.run) for own in by_cell.values()])
     cells = [
         Cell(
-            label,
+            given.get(cell, label),
             sorted((one.run for one in own if one.run), key=lambda run: run.about["seed"]),
             sorted(one.said["seed"] for one in own if one.run is None),
             finished[0],
         )
-        for label, own in zip(names, by_cell.values(), strict=True)
+        for label, (cell, own) in zip(names, by_cell.items(), strict=True)
     ]
     made = tabulate(cells, _ranked(cells, metric), how, power)
     start = finished[0]

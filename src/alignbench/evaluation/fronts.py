@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alignbench.evaluation.aggregates import cells, weighted
-from alignbench.evaluation.crossed import Array, Bootstrap, CrossedInterval, intervals
+from alignbench.evaluation.crossed import Array, Bootstrap, CrossedInterval, Statistic, intervals
 
 Point = tuple[ArrayLike, ArrayLike]
 """x and y of one setting: of the same seeds and prompts, NaN where there is none."""
@@ -65,6 +65,12 @@ def matched(x: ArrayLike, y: ArrayLike, at: float) -> float | None:
 
 def matched_reward(points: Sequence[Point], how: Bootstrap, *, at: float, shared: bool) -> CrossedInterval | None:
     """`matched` of the points' means, in the knob's order, with an interval to first order in the noise of both x and y; p is against 0."""
+    found = reading(points, at=at, shared=shared)
+    return None if found is None else intervals(*found, how)[0]
+
+
+def reading(points: Sequence[Point], *, at: float, shared: bool) -> tuple[Statistic, tuple[int, ...], int] | None:
+    """`matched` as `intervals` takes it: a statistic [R,1], the seeds of each training, the prompts. None outside the range of x."""
     (x, y), sizes, prompts = _means(points, shared)
     once = [np.ones((1, size)) for size in sizes], np.ones((1, prompts))
     middle_x, middle_y = (np.array([mean(*once)[0] for mean in coordinate]) for coordinate in (x, y))
@@ -77,7 +83,7 @@ def matched_reward(points: Sequence[Point], how: Bootstrap, *, at: float, shared
     def along(seeds: Sequence[Array], drawn: Array) -> Array:
         return sum(w * (mean_y(seeds, drawn) - slope * mean_x(seeds, drawn)) for w, mean_x, mean_y in kept)[:, None] + slope * at
 
-    return intervals(along, sizes, prompts, how)[0]
+    return along, sizes, prompts
 
 
 def _crossing(x: Array, y: Array, at: float) -> tuple[float, Array] | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,19 +26,8 @@ def markdown(made: dict[str, Any]) -> str:
 
 
 def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
-    rows, metric, percent = one["rows"], one["ranked_by"], f"{100 * made['level']:g} %"
-    sampler = one["sampler"]
-    taken = ", ".join(f"{key} {sampler[key]:g}" for key in ("eta", "guidance") if sampler[key] is not None)
-    parts = [
-        f"# {one['model']} on {one['dataset']}",
-        f"{one['test_images']} images of {one['prompts']} test prompts, each from its own noise (seed {one['noise']}), the same for every "
-        f"row and for the reference; {sampler['name']}, {sampler['steps']} steps, {taken}; {one['track'].replace('_', '-')} track. "
-        f"Intervals are {percent}, over {over(rows)}. {budget(rows)}"
-        + (
-            f" {one['left_out']} prompts are left out of all rows: some judge gave none of their images a score." if one["left_out"] else ""
-        ),
-        _main(rows, one, made),
-    ]
+    rows, metric = one["rows"], one["ranked_by"]
+    parts = [f"# {one['model']} on {one['dataset']}", _caption(one, made), _main(rows, one, made)]
     if metric is None:
         parts.append("There is no judge that every row has and none was trained on: methods are not ranked. Add held-out judges to `eval`.")
     else:
@@ -52,6 +42,28 @@ def _comparison(one: dict[str, Any], made: dict[str, Any]) -> str:
     if any(row["along"]["fits"] for row in rows):
         parts.append(_fits(rows))
     return "\n\n".join(parts)
+
+
+def _caption(one: dict[str, Any], made: dict[str, Any]) -> str:
+    """What was evaluated, and what the intervals are."""
+    sampler = one["sampler"]
+    taken = ", ".join(f"{key} {sampler[key]:g}" for key in ("eta", "guidance") if sampler[key] is not None)
+    return (
+        f"{one['test_images']} images of {one['prompts']} test prompts, each from its own noise (seed {one['noise']}), the same for every "
+        f"row and for the reference; {sampler['name']}, {sampler['steps']} steps, {taken}; {one['track'].replace('_', '-')} track. "
+        f"Intervals are {100 * made['level']:g} %, over {over(one['rows'])}. {budget(one['rows'])}"
+        + (f" {one['left_out']} prompts are left out of all rows: some judge gave none of their images a score." if one["left_out"] else "")
+    )
+
+
+def brief(made: dict[str, Any], depth: int) -> str:
+    """The main tables of each comparison, under headings of this depth: levels and changes, who differs, what it cost."""
+    parts = []
+    for one in made["comparisons"]:
+        parts.append(f"# {one['model']} on {one['dataset']}\n\n{_caption(one, made)}\n\n{_main(one['rows'], one, made)}")
+        parts += [_against(one, made)] if one["ranked_by"] is not None else []
+        parts.append(_cost(one["rows"]))
+    return re.sub("^#", "#" * depth, "\n\n".join(parts), flags=re.MULTILINE)
 
 
 def over(rows: Sequence[dict[str, Any]]) -> str:
@@ -79,11 +91,11 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def shown(interval: Interval | None, bold: bool = False) -> str:
-    """A value and its interval, with two digits of the interval's half width."""
+def shown(interval: Interval | None, bold: bool = False, sign: str = "+") -> str:
+    """A value and its interval, with two digits of the interval's half width. sign: + for changes, - where only what is below 0 has one."""
     if interval is None:
         return "-"
-    text = "{value:+,.{d}f} [{low:+,.{d}f}, {high:+,.{d}f}]".format(**interval, d=decimals(interval))
+    text = "{value:{s},.{d}f} [{low:{s},.{d}f}, {high:{s},.{d}f}]".format(**interval, d=decimals(interval), s=sign)
     return f"**{text}**" if bold and (interval["low"] > 0 or interval["high"] < 0) else text
 
 
