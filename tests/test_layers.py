@@ -114,6 +114,7 @@ def test_there_is_no_utils_and_every_file_says_what_it_is() -> None:
     "module",
     [
         "alignbench.report.page",
+        "alignbench.report.comparison_page",
         "alignbench.report.label_page",
         "alignbench.report.record",
         "alignbench.compose",
