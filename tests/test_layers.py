@@ -29,7 +29,7 @@ LEAVES = {
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
     *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
-    *("sweep", "status", "reproduce", "reproduction", "papers", "shortage"),
+    *("sweep", "status", "reporting", "compare", "reproduce", "reproduction", "papers", "shortage"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds", "launchers"},

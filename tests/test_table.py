@@ -111,7 +111,7 @@ def test_an_independent_script_finds_every_number(runs: Path) -> None:
 def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     made(runs)
     made(runs, f"to={tmp_path / 'again'}")
-    for name in ("table.json", "table.csv", "table.md", "table.png"):
+    for name in ("table.json", "table.csv", "table.md", "table.tex", "table.png"):
         assert (runs / "table" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 

@@ -36,6 +36,8 @@ VERBS = {  # verb -> (module:function of the words after it, what it does)
         "make papers' tables again, with a verdict on each claim: reproduce ddpo_table1 tier=sandbox",
     ),
     "table": ("alignbench.table:table", "methods side by side, with intervals over seeds and prompts: table outputs"),
+    "report": ("alignbench.reporting:report", "the page of many runs, or a run's own once more, from their files alone: report outputs"),
+    "compare": ("alignbench.compare:compare", "two runs on the same test images, pair by pair: compare outputs/<run> outputs/<other>"),
     "status": ("alignbench.status:status", "what became of every job in a folder, what runs now and how long it will take: status outputs"),
     "label": ("alignbench.label:label", "say which of a run's images are better, for method=d3po_human: label outputs/<run>"),
 }

@@ -217,7 +217,7 @@ def _files(made: dict[str, Any], runs: list[Path]) -> dict[str, str]:
         "table.md": markdown(made),
         "table.tex": latex(made),
         "table.csv": rows_csv(made),
-        "report.html": page(made),
+        "report.html": page(made, runs),
         "table.json": json.dumps(made, indent=1, allow_nan=False) + "\n",  # in its own order, which is that of the tables
     }
 

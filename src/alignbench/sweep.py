@@ -185,14 +185,16 @@ def run_sweep(jobs: Sequence[Job], *, retry: bool) -> int:
 
 
 def summarise(jobs: Sequence[Job]) -> None:
-    """The comparison of a sweep's runs, beside them; a sweep of runs that cannot be compared has none, and says why."""
-    from alignbench.table import DEFAULTS, write
+    """The page and the table of a sweep's runs, beside them; runs that cannot be compared have none, and it says why."""
+    from alignbench.reporting import write
+    from alignbench.table import DEFAULTS, comparison
 
     digest = hashlib.sha256("\n".join(sorted({job.composed.hash for job in jobs})).encode()).hexdigest()[:10]
     to = jobs[0].root / "sweeps" / digest
     try:
-        write(list(dict.fromkeys(job.composed.folder for job in jobs)), to, dict(DEFAULTS))
-    except ConfigError as error:
-        print(f"no table of this sweep: {error}", file=sys.stderr)
+        found, made = comparison("table", list(dict.fromkeys(job.composed.folder for job in jobs)), dict(DEFAULTS))
+        write(found, made, to)
+    except ValueError as error:
+        print(f"no page of this sweep: {error}", file=sys.stderr)
     else:
-        print(f"side by side: {to / 'table.md'}", file=sys.stderr)
+        print(f"side by side: {to / 'report.html'}", file=sys.stderr)

@@ -14,13 +14,12 @@ from alignbench.evaluation.compared import Cell, Run, common
 from alignbench.evaluation.crossed import Bootstrap
 from alignbench.evaluation.tabulate import tabulate
 from alignbench.report.comparison import markdown, picture, rows_csv
+from alignbench.report.latex import latex
 from alignbench.report.record import read_about, read_run, read_samples, write_atomically
 from alignbench.signatures import nearest
 
 DEFAULTS: dict[str, str] = {"to": "", "metric": "", "level": "0.95", "replicates": "2000", "power": "0.8", "seed": "0"}
-USAGE = (
-    "alignbench table [FOLDER ...] [to=FOLDER] [metric=NAME] [level=0.95] [replicates=2000] [power=0.8]: run folders, or what holds them"
-)
+USAGE = "[FOLDER ...] [to=FOLDER] [metric=NAME] [level=0.95] [replicates=2000] [power=0.8]: run folders, or what holds them"
 SETS = ("real", "precision_neighbours", "coverage_neighbours")
 SAME = ("prompts", "images", "noise")  # of eval: what makes test images of two runs comparable one by one
 
@@ -36,38 +35,60 @@ class Found:
 
 def table(words: list[str]) -> int:
     """Print the table and write it to a folder. The exit code. Raises ConfigError for what cannot be compared."""
-    given = dict(DEFAULTS)
-    folders = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    for word in (word for word in words if "=" in word):
-        key, _, value = word.partition("=")
-        if key not in DEFAULTS or not value:
-            raise ConfigError(f"table: {word}: {nearest(key, DEFAULTS) if key not in DEFAULTS else 'no value'}; {USAGE}")
-        given[key] = value
+    folders, given = asked("table", words)
     to = Path(given["to"]) if given["to"] else folders[0] / "table"
     print(write(folders, to, given))
-    print(f"written to {to}: table.md, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
+    print(f"written to {to}: table.md, table.tex, table.csv, table.png and, with every digit, table.json", file=sys.stderr)
     return 0
 
 
 def write(folders: list[Path], to: Path, given: dict[str, str]) -> str:
     """Write the comparison of the runs in these folders; the text of table.md. given: as DEFAULTS. Raises ConfigError, MissingAsset."""
+    _, made = comparison("table", folders, given)
+    save("table", to, files(made))
+    return markdown(made)
+
+
+def asked(verb: str, words: list[str]) -> tuple[list[Path], dict[str, str]]:
+    """The folders and the settings that the words after a verb name; ConfigError for a word that is neither."""
+    given = dict(DEFAULTS)
+    for word in (word for word in words if "=" in word):
+        key, _, value = word.partition("=")
+        if key not in DEFAULTS or not value:
+            why = nearest(key, DEFAULTS) if key not in DEFAULTS else "no value"
+            raise ConfigError(f"{verb}: {word}: {why}; alignbench {verb} {USAGE}")
+        given[key] = value
+    return [Path(word) for word in words if "=" not in word] or [Path("outputs")], given
+
+
+def comparison(verb: str, folders: list[Path], given: dict[str, str]) -> tuple[list[Found], dict[str, Any]]:
+    """The runs in these folders and what is computed of them. Raises ConfigError, which names the verb."""
     try:
         how = Bootstrap(replicates=int(given["replicates"]), level=float(given["level"]), seed=int(given["seed"]))
-        made = compared(list(found_in(folders)), given["metric"], how, float(given["power"]))
-    except ConfigError:
-        raise
+        found = list(found_in(folders))
+        return found, compared(found, given["metric"], how, float(given["power"]))
     except ValueError as error:
-        raise ConfigError(f"table: {error}") from error
-    text = markdown(made)
+        raise ConfigError(f"{verb}: {error}") from error
+
+
+def files(made: dict[str, Any]) -> dict[str, bytes]:
+    """A comparison as files, by their names."""
+    return {
+        "table.json": (json.dumps(made, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(),
+        "table.csv": rows_csv(made).encode(),
+        "table.md": markdown(made).encode(),
+        "table.tex": latex(made).encode(),
+        "table.png": picture(made),
+    }
+
+
+def save(verb: str, to: Path, made: dict[str, bytes]) -> None:
     try:
         to.mkdir(parents=True, exist_ok=True)
-        write_atomically(to / "table.json", (json.dumps(made, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-        write_atomically(to / "table.csv", rows_csv(made).encode())
-        write_atomically(to / "table.md", text.encode())
-        write_atomically(to / "table.png", picture(made))
+        for name, data in made.items():
+            write_atomically(to / name, data)
     except OSError as error:
-        raise MissingAsset(f"table: to={to}: cannot be written ({error.strerror or error})") from error
-    return text
+        raise MissingAsset(f"{verb}: to={to}: cannot be written ({error.strerror or error})") from error
 
 
 def found_in(folders: list[Path]) -> Iterator[Found]:
@@ -75,10 +96,10 @@ def found_in(folders: list[Path]) -> Iterator[Found]:
     there: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"table: {folder}: no such folder; {USAGE}")
+            raise ValueError(f"{folder}: no such folder; {USAGE}")
         own = [folder] if _begun(folder) else sorted(each for each in folder.iterdir() if each.is_dir() and _begun(each))
         if not own:
-            raise ConfigError(f"table: {folder}: no runs in it; `python -m alignbench -m method=ddpo,kl_rlhf seed=0,1,2` makes some")
+            raise ValueError(f"{folder}: no runs in it; `python -m alignbench -m method=ddpo,kl_rlhf seed=0,1,2` makes some")
         there |= dict.fromkeys(each.resolve() for each in own)
     for folder in there:
         if (folder / "samples.parquet").is_file():
@@ -105,7 +126,7 @@ def compared(found: list[Found], metric: str, how: Bootstrap, power: float, name
         if each.run is not None:
             groups.setdefault(json.dumps(terms(each.said), sort_keys=True), []).append(each)
     if not groups:
-        raise ConfigError(f"table: none of the {len(found)} runs is finished; the commands that began them continue them")
+        raise ValueError(f"none of the {len(found)} runs is finished; the commands that began them continue them")
     rows = {(key, one.said["cell"], one.said.get("trained_cell", one.said["cell"])) for key, ones in groups.items() for one in ones}
     lost = [each for each in by_hash.values() if each.run is None]
     for each in lost:  # it is missing from its own row, and from those of what its training would have made
@@ -141,7 +162,7 @@ def _comparison(
     shared: dict[str, Any], ones: list[Found], metric: str, how: Bootstrap, power: float, given: Mapping[str, str]
 ) -> dict[str, Any]:
     finished = [one.run for one in ones if one.run is not None]
-    _agree(finished)
+    agree(finished)
     by_cell: dict[str, list[Found]] = {}
     for one in ones:
         by_cell.setdefault(one.said["cell"], []).append(one)
@@ -167,7 +188,7 @@ def _comparison(
     }
 
 
-def _agree(runs: list[Run]) -> None:
+def agree(runs: list[Run]) -> None:
     """One reference and one judge under one name, or the differences would compare nothing."""
     seen: dict[str, tuple[Run, Any]] = {}
     for run in runs:
@@ -222,7 +243,7 @@ def _ranked(cells: list[Cell], metric: str) -> str | None:
     trained = {name for cell in cells for name in cell.named("trained")}
     able = [name for label in ("gold", "held out") for name in common(cells, label)]
     if metric and metric in trained:
-        raise ConfigError(f"table: metric={metric}: {metric} was trained on, and is no evidence; choose {' or '.join(able) or 'another'}")
+        raise ValueError(f"metric={metric}: {metric} was trained on, and is no evidence; choose {' or '.join(able) or 'another'}")
     if metric and metric not in able:
-        raise ConfigError(f"table: metric={metric}: no judge that every row has and none was trained on; {nearest(metric, able)}")
+        raise ValueError(f"metric={metric}: no judge that every row has and none was trained on; {nearest(metric, able)}")
     return metric or next(iter(able), None)

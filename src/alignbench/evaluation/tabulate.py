@@ -68,6 +68,7 @@ def _row(cell: Cell, how: Bootstrap, power: float) -> dict[str, Any]:
     return {
         "label": cell.label,
         "method": cell.method,
+        "cell": about[0]["cell"],
         "reward": about[0]["choices"]["reward"],
         "seeds": cell.seeds,
         "failed": cell.failed,

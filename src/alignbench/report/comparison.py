@@ -51,7 +51,7 @@ def _caption(one: dict[str, Any], made: dict[str, Any]) -> str:
     return (
         f"{one['test_images']} images of {one['prompts']} test prompts, each from its own noise (seed {one['noise']}), the same for every "
         f"row and for the reference; {sampler['name']}, {sampler['steps']} steps, {taken}; {one['track'].replace('_', '-')} track. "
-        f"Intervals are {100 * made['level']:g} %, over {_over(one['rows'])}. {_budget(one['rows'])}"
+        f"Intervals are {100 * made['level']:g} %, over {over(one['rows'])}. {budget(one['rows'])}"
         + (f" {one['left_out']} prompts are left out of all rows: some judge gave none of their images a score." if one["left_out"] else "")
     )
 
@@ -66,14 +66,14 @@ def brief(made: dict[str, Any], depth: int) -> str:
     return re.sub("^#", "#" * depth, "\n\n".join(parts), flags=re.MULTILINE)
 
 
-def _over(rows: Sequence[dict[str, Any]]) -> str:
+def over(rows: Sequence[dict[str, Any]]) -> str:
     if all(len(row["seeds"]) > 1 for row in rows):
         return "training seeds and prompts"
     alone = [row["label"] for row in rows if len(row["seeds"]) == 1]
     return f"training seeds and prompts (of {'; '.join(alone)}: one seed, so over prompts alone and no evidence of other trainings)"
 
 
-def _budget(rows: Sequence[dict[str, Any]]) -> str:
+def budget(rows: Sequence[dict[str, Any]]) -> str:
     """Whether the rows cost the same, by the two meters that every machine counts alike."""
     said: list[str] = []
     equal: list[str] = []
@@ -95,10 +95,13 @@ def shown(interval: Interval | None, bold: bool = False, sign: str = "+") -> str
     """A value and its interval, with two digits of the interval's half width. sign: + for changes, - where only what is below 0 has one."""
     if interval is None:
         return "-"
-    scale = (interval["high"] - interval["low"]) / 2 or abs(interval["value"]) or 1.0
-    decimals = min(max(0, 1 - math.floor(math.log10(scale))), 6)
-    text = "{value:{s},.{d}f} [{low:{s},.{d}f}, {high:{s},.{d}f}]".format(**interval, d=decimals, s=sign)
+    text = "{value:{s},.{d}f} [{low:{s},.{d}f}, {high:{s},.{d}f}]".format(**interval, d=decimals(interval), s=sign)
     return f"**{text}**" if bold and (interval["low"] > 0 or interval["high"] < 0) else text
+
+
+def decimals(interval: Interval) -> int:
+    scale = (interval["high"] - interval["low"]) / 2 or abs(interval["value"]) or 1.0
+    return min(max(0, 1 - math.floor(math.log10(scale))), 6)
 
 
 def plain(value: float) -> str:

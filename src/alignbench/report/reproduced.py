@@ -4,15 +4,18 @@ All from the plain numbers of table.json: nothing is computed here, so nothing c
 """
 
 import csv
-import html
 import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from alignbench.report.comparison import brief, plain, shown
+from alignbench.report.comparison_page import Claim, Part
+from alignbench.report.comparison_page import page as comparison_page
+from alignbench.report.latex import escaped
 
 TIERS = {
     "sandbox": "**Sandbox tier: checks the direction of claims, not digits.** Everything is small enough for a laptop; no number of "
@@ -20,19 +23,6 @@ TIERS = {
     "paper": "**Paper tier: the paper's models, rewards and prompts.** Each number is within the tolerance of the printed one, or outside.",
 }
 FULL = {"V": "", "S": " (secondary source)"}
-TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-TEX |= {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "†": r"$\dagger$",
-}
-STYLE = (
-    "body{font:16px/1.5 sans-serif;margin:2em}table{border-collapse:collapse}"
-    "td,th{padding:.2em .6em;border-bottom:1px solid #ccc;text-align:left}"
-)
 
 
 @dataclass(frozen=True)
@@ -162,26 +152,24 @@ def latex(made: dict[str, Any]) -> str:
 
 def _tex(text: str) -> str:
     bold = re.fullmatch(r"\*\*(.*?)\*\*(.*)", text)
-    if bold:
-        return rf"\textbf{{{_tex(bold[1])}}}{_tex(bold[2])}"
-    return "".join(TEX.get(each, each) for each in text)
+    return rf"\textbf{{{escaped(bold[1])}}}{_tex(bold[2])}" if bold else escaped(text).replace("±", r"$\pm$")
 
 
-def page(made: dict[str, Any]) -> str:
-    """The blocks as one HTML page without anything from elsewhere."""
-    parts = [f"<h1>{html.escape(made['title'])}</h1>", f"<p>arXiv {html.escape(made['arxiv'])}. {_strong(TIERS[made['tier']])}</p>"]
-    parts.append(f"<p>{html.escape(_runs(made))}</p>")
-    for block in blocks(made):
-        parts += [f"<h2>{html.escape(block.title)}</h2>", _html_table(block.head, block.body), f"<p>{html.escape(block.text)}</p>"]
-    head = f'<meta charset="utf-8"><title>{html.escape(made["title"])}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-
-
-def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [f"<tr>{''.join(f'<th>{_strong(cell)}</th>' for cell in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{_strong(cell)}</td>' for cell in line)}</tr>" for line in body]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _strong(text: str) -> str:
-    return re.sub(r"\*\*(.*?)\*\*", r"<strong>\1</strong>", html.escape(text))
+def page(made: dict[str, Any], folders: Sequence[Path]) -> str:
+    """HTML: the claims and the paper's numbers, then the page of the runs in these folders. It names no machine."""
+    claims: list[Claim] = [
+        {
+            "says": claim["says"] or compared(claim),
+            "source": claim["source"],
+            "verdict": claim["verdict"] + (f" ({claim['why']})" if claim["why"] else ""),
+            **{end: (claim["difference"] or {}).get(end) for end in ("value", "low", "high")},  # type: ignore[typeddict-item]
+        }
+        for claim in made["claims"]
+    ]
+    block = _numbers(made)
+    none = {"comparisons": [], "without_a_row": [], **{key: made[key] for key in ("level", "replicates", "seed")}}
+    intro = f"arXiv {made['arxiv']}. {TIERS[made['tier']].replace('**', '')}\n\n{_runs(made)}"
+    numbers: Part = {"title": block.title, "head": block.head, "body": block.body, "text": block.text}
+    return comparison_page(
+        made["comparison"] or none, folders, title=made["title"], intro=intro, claims=claims, parts=[numbers], machine=False
+    )
