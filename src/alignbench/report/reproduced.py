@@ -8,7 +8,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,12 @@ TIERS = {
 FULL = {"V": "", "S": " (secondary source)"}
 
 
-@dataclass(frozen=True)
-class Block:
-    title: str
-    head: list[str]
-    body: list[list[str]]
-    text: str
-
-
 def markdown(made: dict[str, Any]) -> str:
     parts = [f"# {made['title']}", f"arXiv {made['arxiv']}. {TIERS[made['tier']]}", _runs(made)]
     for block in blocks(made):
-        lines = [block.head, ["---"] * len(block.head), *block.body]
+        lines = [block["head"], ["---"] * len(block["head"]), *block["body"]]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        parts += [f"## {block.title}", table, block.text]
+        parts += [f"## {block['title']}", table, block["text"]]
     if made["comparison"] is not None:
         parts += [f"## The {made['tier']} runs", brief(made["comparison"], depth=3)]
     return "\n\n".join(parts) + "\n"
@@ -51,11 +42,11 @@ def _runs(made: dict[str, Any]) -> str:
     return said + (f" Failed, and counted as the reference where their row has others: {'; '.join(failed)}." if failed else "")
 
 
-def blocks(made: dict[str, Any]) -> list[Block]:
+def blocks(made: dict[str, Any]) -> list[Part]:
     return [*([_claims(made)] if made["claims"] else []), _numbers(made)]
 
 
-def _claims(made: dict[str, Any]) -> Block:
+def _claims(made: dict[str, Any]) -> Part:
     body = []
     for claim in made["claims"]:
         seeds = "/".join(" ".join(map(str, counts)) for counts in claim["seeds"] if counts)
@@ -68,7 +59,8 @@ def _claims(made: dict[str, Any]) -> Block:
         "holds where its interval lies on the claimed side of 0, is contradicted where it lies on the other, and is not shown where it "
         "contains 0. An interval over prompts alone, where a row has one seed, speaks for no other training."
     )
-    return Block("Claims", ["claim", "source", "what is compared", "a less b", "seeds of a/b", "verdict"], body, text)
+    head = ["claim", "source", "what is compared", "a less b", "seeds of a/b", "verdict"]
+    return {"title": "Claims", "head": head, "body": body, "text": text}
 
 
 def _spread(found: dict[str, Any] | None, sign: str = "+") -> str:
@@ -94,7 +86,7 @@ def compared(claim: dict[str, Any]) -> str:
     return f"{pair}: {what}, claimed {claim['direction']}"
 
 
-def _numbers(made: dict[str, Any]) -> Block:
+def _numbers(made: dict[str, Any]) -> Part:
     several = len({line["benchmark"] for line in made["paper"]}) > 1
     body = []
     for line in made["paper"]:
@@ -106,7 +98,7 @@ def _numbers(made: dict[str, Any]) -> Block:
         body[-1].append(line["verdict"])
     head = ["row", "metric", *(["benchmark"] if several else []), "paper (± tolerance)", "where", "ours", "seeds", "verdict"]
     text = "The tolerance is ours: how far a number may be and still count as the same; the README of this folder says how it was chosen."
-    return Block("The paper's numbers", head, body, text)
+    return {"title": "The paper's numbers", "head": head, "body": body, "text": text}
 
 
 def verdicts(made: dict[str, Any]) -> str:
@@ -143,8 +135,8 @@ def latex(made: dict[str, Any]) -> str:
     """A booktabs table of each block, to be read in with \\input."""
     parts = [f"% {made['title']}, arXiv {made['arxiv']}, {made['tier']} tier; needs \\usepackage{{booktabs}}"]
     for block in blocks(made):
-        lines = [" & ".join(map(_tex, line)) + r" \\" for line in (block.head, *block.body)]
-        columns = "l" * len(block.head)
+        lines = [" & ".join(map(_tex, line)) + r" \\" for line in (block["head"], *block["body"])]
+        columns = "l" * len(block["head"])
         parts.append("\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]))
         parts[-1] += "\n\\end{tabular}"
     return "\n\n".join(parts) + "\n"
@@ -166,10 +158,8 @@ def page(made: dict[str, Any], folders: Sequence[Path]) -> str:
         }
         for claim in made["claims"]
     ]
-    block = _numbers(made)
     none = {"comparisons": [], "without_a_row": [], **{key: made[key] for key in ("level", "replicates", "seed")}}
     intro = f"arXiv {made['arxiv']}. {TIERS[made['tier']].replace('**', '')}\n\n{_runs(made)}"
-    numbers: Part = {"title": block.title, "head": block.head, "body": block.body, "text": block.text}
     return comparison_page(
-        made["comparison"] or none, folders, title=made["title"], intro=intro, claims=claims, parts=[numbers], machine=False
+        made["comparison"] or none, folders, title=made["title"], intro=intro, claims=claims, parts=[_numbers(made)], machine=False
     )
