@@ -144,6 +144,9 @@ def test_a_picture_stands_in_the_page_once(runs: Path, text: str) -> None:
 def test_the_same_files_give_the_same_bytes(runs: Path, text: str, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(runs, copy)
+    found, made = computed(runs)
+    folders = [each.folder for each in found]
+    assert page(made, folders) == page(made, folders[::-1])
     assert written(copy, title="Three <i>methods</i>", intro="One paragraph & more.\n\nAnother <script>.", claims=CLAIMS) == text
     alone = written(runs, machine=False)
     for run in copy.iterdir():
@@ -197,6 +200,15 @@ def test_a_line_for_each_seed_and_the_mean(runs: Path, text: str) -> None:
     assert "network evaluations" in curves[2]
     ends = [json.loads(each.read_text().splitlines()[-1])["scene_judge"] for each in runs.glob("ddpo-*/metrics.jsonl")]
     assert f"{sum(ends) / 3:.4g} at {history[-1]['reward_queries']}" in curves[1]
+
+
+def test_the_mean_is_over_epochs_that_every_seed_validated(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    history = next((tmp_path / "runs").glob("ddpo-*-s1-*/metrics.jsonl"))
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
+    whole, less = (re.findall(r'<svg class="chart".*?</svg>', written(each), re.DOTALL)[1] for each in (runs, tmp_path / "runs"))
+    assert (whole.count('class="mark'), less.count('class="mark')) == (15, 14)
+    assert less.count('class="thin') == whole.count('class="thin')
 
 
 def test_marks_differ_where_colours_do_not() -> None:

@@ -14,8 +14,9 @@ import yaml
 
 from alignbench.__main__ import VERBS
 from alignbench.check import read_choice
-from alignbench.compose import compose
+from alignbench.compose import compose, sweep
 from alignbench.config import choices, conf_folder
+from alignbench.knobs import split
 
 ROOT = Path(__file__).parents[1]
 WALK = ROOT / "docs" / "add_a_method.md"
@@ -36,7 +37,7 @@ def commands(page: Path) -> list[str]:
 
 def composed(command: str) -> list[str] | None:
     """The overrides of a command that composes; None where it is a verb."""
-    words = [word for word in shlex.split(command)[3:] if word != "--cfg"]
+    words = [word for word in shlex.split(command)[3:] if word not in ("--cfg", "-m", "--retry")]
     return words if "=" in words[0] else None
 
 
@@ -125,6 +126,11 @@ def test_every_command_composes(page: Path, command: str) -> None:
     overrides = composed(command)
     if overrides is None:
         assert shlex.split(command)[3] in VERBS
+    elif "-m" in shlex.split(command):
+        if any(word.startswith("hparams_search") for word in overrides):
+            overrides = split(overrides)[2]
+        for job in sweep(overrides):
+            compose(job)
     else:
         compose(overrides)
 

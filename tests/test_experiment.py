@@ -179,7 +179,8 @@ def test_a_run_writes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFix
     assert "epoch 2/2" in err
     assert str(folder / "report.html") in out
     assert {path.name for path in folder.iterdir()} >= {
-        "config.yaml", "metrics.jsonl", "samples.parquet", "samples", "result.json", "report.html", "timing.json", "checkpoints", "weights"
+        "config.yaml", "metrics.jsonl", "metrics.csv", "samples.parquet", "samples", "result.json", "report.html", "timing.json",
+        "checkpoints", "weights",
     }  # fmt: skip
     result: dict[str, Any] = read_result(folder)
     assert result["meters"]["reward_queries"] == 16

@@ -29,11 +29,12 @@ LEAVES = {
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
     *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
-    *("sweep", "status", "reporting", "compare", "reproduce", "reproduction", "papers", "shortage"),
+    *("sweep", "status", "reporting", "compare", "search", "knobs", "winners"),
+    *("reproduce", "reproduction", "papers", "shortage"),
 }
 ROWS: list[set[str]] = [  # a row may import the rows below it and, within itself, only its own folder
     {"worlds", "launchers"},
-    {"models", "samplers", "rewards", "datasets", "features"},
+    {"models", "samplers", "rewards", "datasets", "features", "trackers"},
     {"policy", "rollouts", "checkpoint"},
     {"methods", "evaluation"},
     TOP,
@@ -47,6 +48,8 @@ ALLOWED = {
     "transformers": {"models", "worlds", "rewards", "features", "hub", "weights"},
     "peft": {"models"},
     "open_clip": {"rewards"},
+    "optuna": {"search"},
+    **{library: {"trackers"} for library in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -111,6 +114,7 @@ def test_there_is_no_utils_and_every_file_says_what_it_is() -> None:
     "module",
     [
         "alignbench.report.page",
+        "alignbench.report.comparison_page",
         "alignbench.report.label_page",
         "alignbench.report.record",
         "alignbench.compose",

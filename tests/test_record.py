@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow.csv import read_csv
 
 from alignbench.report.record import Record, read_about, read_config, read_metrics, read_result, read_run, read_samples, write_atomically
 
@@ -52,6 +53,18 @@ def test_json_is_sorted_exact_and_ascii(record: Record) -> None:
     assert (record.folder / "metrics.jsonl").read_text() == '{"a": "one\\nline\\u2028", "z": 1}\n'
 
 
+def test_the_history_as_csv_is_the_history(record: Record) -> None:
+    """Read back by another library: the same rows, the union of their columns, every float exact, nothing where a row has no value."""
+    rows = [{"reward": 0.1 + 0.2, "split": "train", "epoch": 1}, {"epoch": 1, "split": "validation", "kl": 1e-300, "queries": 8}]
+    record.metrics(rows)
+    text = (record.folder / "metrics.csv").read_text()
+    assert text == "epoch,split,kl,queries,reward\n1,train,,,0.30000000000000004\n1,validation,1e-300,8,\n"
+    table = read_csv(record.folder / "metrics.csv").to_pylist()
+    assert [{key: value for key, value in row.items() if value is not None} for row in table] == rows
+    record.metrics([])
+    assert (record.folder / "metrics.csv").read_text() == "epoch,split\n"
+
+
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         record = Record(tmp_path / name)
@@ -61,7 +74,7 @@ def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
         record.picture("0-0-policy.png", np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
         record.result({"format": 1})
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 6
+    assert len(contents(tmp_path / "one")) == 7
 
 
 def test_history_is_replaced_not_appended(record: Record) -> None:

@@ -239,7 +239,7 @@ def test_the_same_command_elsewhere_writes_the_same_bytes(case: str, undisturbed
     whole, run = undisturbed(case), Run(CASES[case], tmp_path / "elsewhere")
     run.ends(0)
     assert differing(run.contents(), whole.contents) == []
-    assert {"config.yaml", "metrics.jsonl", "samples.parquet", "result.json", "report.html"} < run.contents().keys()
+    assert {"config.yaml", "metrics.jsonl", "metrics.csv", "samples.parquet", "result.json", "report.html"} < run.contents().keys()
     assert any(name.startswith("weights/") for name in run.contents())
     assert any(name.startswith("samples/") for name in run.contents())
     assert not [name for name, data in run.contents().items() if str(tmp_path.parent).encode() in data]

@@ -219,7 +219,7 @@ def test_another_seed_shows_its_own_pictures_and_scores(opened: Opened) -> None:
     page = opened.page
     column = page.locator("figure[data-column='1']")
     select = page.locator("select[data-column='1']")
-    assert str(column.nth(0).get_attribute("data-name")) in select.evaluate("each => each.labels[0].textContent")
+    assert column.nth(0).locator(".who").inner_text().removesuffix(", seed 0") in select.evaluate("each => each.labels[0].textContent")
     before = column.nth(3).locator("img").get_attribute("src")
     select.focus()
     page.keyboard.press("ArrowDown")

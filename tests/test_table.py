@@ -26,10 +26,10 @@ HOW = ["replicates=300", "level=0.9"]
 
 def run(output: Path, method: str, seed: int, *more: str) -> Path:
     words = {word.partition("=")[0]: word for word in [f"method={method}", f"seed={seed}", *SMALL, f"output={output}", *more]}
-    before = set(output.glob("*"))
+    before = set(output.glob("*/run.json"))
     assert main(list(words.values())) == 0
-    (made,) = set(output.glob("*")) - before
-    return made
+    (made,) = set(output.glob("*/run.json")) - before
+    return made.parent
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,10 @@ def front_door(words: list[str]) -> int:
             return show([composed])
         if not composed.elsewhere:
             return run(composed)
+    if "-m" in flags and "--cfg" not in flags and any(word.startswith("hparams_search") for word in overrides):
+        from alignbench.search import search
+
+        return search(overrides, retry="--retry" in flags)
     from alignbench.sweep import jobs_of, run_sweep
 
     jobs = jobs_of(sweep(overrides))

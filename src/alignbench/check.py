@@ -22,6 +22,7 @@ ROOTS = {
     "reward": "alignbench.rewards.",
     "dataset": "alignbench.datasets.",
     "trainer": "lightning.pytorch.trainer.trainer.",
+    "tracker": "alignbench.trackers.",
     "launcher": "alignbench.launchers.",
 }
 NODES = {"eval": Eval, "budget": Budget}
@@ -31,6 +32,11 @@ NESTED = ("alignbench.features.",)  # what a config names inside a group
 def check(config: dict, choices: dict[str, str], conf: Path) -> dict:
     """The resolved config with every number in its declared type. Raises ConfigError: one line with key, file, what is wrong, remedy."""
     return _Check(choices, conf).top(config)
+
+
+def checked(key: str, node: dict, kind: type, choices: dict[str, str], conf: Path) -> dict:
+    """A node that is no part of a run's config, against the dataclass that it is read as. Raises ConfigError."""
+    return _Check(choices, conf).node(key, node, arguments_of(kind))
 
 
 # --- where a key lives, and what is wrong with it

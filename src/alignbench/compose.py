@@ -58,6 +58,11 @@ class Composed:
         return {"hash": self.hash, "name": self.folder.name, "command": self.command}
 
     @property
+    def named(self) -> dict[str, str]:
+        """The choices that a result depends on."""
+        return {group: choice for group, choice in self.choices.items() if not _host_only(group)}
+
+    @property
     def elsewhere(self) -> bool:
         """Whether the run is for another process to make: a cluster's, say."""
         return self.choices["launcher"] != "local"
@@ -69,6 +74,8 @@ def compose(overrides: Sequence[str], conf: Path | None = None) -> Composed:
     parsed = parse(overrides, conf)
     if swept := next((each for each in parsed if each.is_sweep_override()), None):
         raise ConfigError(f"{swept.key_or_group}: several values make a sweep; add -m, or quote the value if it is one word with a comma")
+    if searched := next((each for each in parsed if each.key_or_group.partition(".")[0] == "hparams_search"), None):
+        raise ConfigError(f"{searched.key_or_group}: a search is many runs and no part of one; add -m without --cfg, or take it out")
     try:
         chosen, track, config = _resolve(parsed, conf)
     except yaml.MarkedYAMLError as error:
@@ -326,7 +333,8 @@ def _one_line(error: BaseException) -> str:
 
 def _host_only(key: str) -> bool:
     head, _, rest = key.partition(".")
-    return head in HOST_ONLY and rest in (HOST_ONLY[head] or ("",))
+    keys = HOST_ONLY.get(head, ())
+    return keys is None or rest in keys
 
 
 def _identity(config: dict) -> dict:

@@ -8,7 +8,21 @@ from annotated_types import Ge, MinLen
 
 from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Text
 
-GROUPS = ("method", "model", "sampler", "reward", "dataset", "eval", "budget", "trainer", "launcher", "recipe", "experiment")
+GROUPS = (
+    "method",
+    "model",
+    "sampler",
+    "reward",
+    "dataset",
+    "eval",
+    "budget",
+    "trainer",
+    "tracker",
+    "launcher",
+    "recipe",
+    "experiment",
+    "hparams_search",
+)
 PACKAGED = "package://"
 
 Track = Literal["multi_step", "few_step", "one_step"]
@@ -147,6 +161,7 @@ FACTS = {"method": MethodFacts, "model": ModelFacts, "trainer": TrainerFacts}  #
 ECONOMIES = ("gradient_checkpointing", "compile", "channels_last", "vae_tiling")  # of TrainerFacts: what `Diffusion.economise` takes
 HOST_ONLY = {  # keys that change where and how fast a run goes, never what it computes: no part of its identity
     "output": None,
+    "tracker": None,
     "launcher": None,
     "judging": ("patience", "cache", "overlap"),
     "eval": ("batch",),

@@ -201,7 +201,7 @@ def _written(work: Work, states: dict[str, str], read: dict[str, Run], asked: As
         whole = {key: run for key, run in read.items() if key not in failed}
         made = reproduced(work.table, asked.tier, {name: Row(words, runs, whole) for name, (words, runs) in work.rows.items()})
         made |= {"inputs": inputs}
-        files = _files(made, [each.folder for key, each in work.runs.items() if key not in failed])
+        files = _files(made, [each.folder for each in work.runs.values() if each.choices["method"] != "reference" and each.folder.is_dir()])
         try:
             to.mkdir(parents=True, exist_ok=True)
             for name in MADE:
@@ -212,7 +212,7 @@ def _written(work: Work, states: dict[str, str], read: dict[str, Run], asked: As
 
 
 def _files(made: dict[str, Any], runs: list[Path]) -> dict[str, str]:
-    """What is written, by name; runs: the folders of those that finished."""
+    """What is written, by name; runs: the folders of those that trained or tried to."""
     return {
         "table.md": markdown(made),
         "table.tex": latex(made),

@@ -27,6 +27,7 @@ from alignbench.report.page import grid_picture, render
 from alignbench.report.record import Record, read_result
 from alignbench.rollouts import Rollouts
 from alignbench.signals import armed
+from alignbench.trackers.guarded import Guarded
 
 
 def say(line: str) -> None:
@@ -52,7 +53,7 @@ def execute(composed: Composed) -> int:
         say(f"already done, nothing to run: {composed.folder}")
         print(summary(read_result(composed.folder)))
         return 0
-    with armed():
+    with armed(), Guarded(made(composed.config["tracker"]), say) as tracker:
         started = time.time()
         config = composed.config
         try:
@@ -60,9 +61,12 @@ def execute(composed: Composed) -> int:
         except MissingAsset:
             say(f"{composed.folder}\n{outline(config)}")
             raise
-        history = History(
-            experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], record.metrics
-        )
+
+        def write(rows: list[Row]) -> None:
+            record.metrics(rows)
+            tracker.log(rows)
+
+        history = History(experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], write)
         peak = Peak(last(composed).parent, AtomicCheckpointIO(composed.hash), history, experiment.choosers, config["eval"]["patience"])
         trainer = trainer_of(experiment, composed, history, peak)
         experiment.attach(trainer)
@@ -74,8 +78,12 @@ def execute(composed: Composed) -> int:
             if todo:
                 record.open(composed.identity, told(composed))
                 record.judges(experiment.identities)
+                tracker.begin(told(composed) | {"name": composed.folder.name}, composed.identity)
                 built = time.time()
                 trained = train_and_evaluate(experiment, trainer, composed, record, history, peak)
+                tested = {metric["name"]: metric["policy"] for metric in read_result(composed.folder)["metrics"]}
+                tracker.log([*history.rows, {"epoch": history.epoch, "split": "test", **tested}])
+                tracker.picture(composed.folder / "samples" / "grid.png")
                 record.timing(
                     {
                         "device": device_name(experiment.model.device),
@@ -114,7 +122,7 @@ def told(composed: Composed) -> dict[str, Any]:
     return {
         "format": 2,
         "results_version": RESULTS_VERSION,
-        "choices": composed.choices,
+        "choices": composed.named,
         "command": composed.command,
         "seed": composed.config["seed"],
         "hash": composed.hash,

@@ -80,7 +80,7 @@ def of_weights(weights: str, words: list[str]) -> Subject:
     policy = Policy(model, experiment.policy.sampler, model.start, experiment.policy.chunk)
     model.start = None  # measured against the pipeline's own
     said = {
-        "choices": composed.choices | {"method": "weights"},
+        "choices": composed.named | {"method": "weights"},
         "anchor": anchor(composed.config["model"] | {"init": None}),
         "config": composed.identity,
     }

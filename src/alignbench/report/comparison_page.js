@@ -46,7 +46,7 @@ function show(figure, seed) {
   const image = one("img", figure);
   image.src = pictures[found.picture];
   image.alt = image.alt.replace(/, seed \d+(?=: )/, `, seed ${seed}`);
-  one(".who", figure).textContent = `${figure.dataset.name}, seed ${seed}`;
+  one(".seed", figure).textContent = `, seed ${seed}`;
   one(".note", figure).textContent = found.scores.join("\n");
 }
 

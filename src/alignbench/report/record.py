@@ -1,9 +1,10 @@
 """A run's folder as files: what a run writes, and what tables, pages and tests read back.
 
-config.yaml  run.json  judges.json  metrics.jsonl  samples.parquet  samples/*.png  result.json  report.html  timing.json
+config.yaml  run.json  judges.json  metrics.jsonl  metrics.csv  samples.parquet  samples/*.png  result.json  report.html  timing.json
 All but timing.json are compared byte for byte between machines: no time, host or path enters them.
 """
 
+import csv
 import io
 import json
 import math
@@ -82,8 +83,9 @@ class Record:
             write_atomically(path, (_json(identities, "judges", indent=1) + "\n").encode())
 
     def metrics(self, rows: list[dict[str, Any]]) -> None:
-        """metrics.jsonl, rewritten from the full history `rows`: a resumed run never repeats or loses a line."""
+        """metrics.jsonl and metrics.csv, rewritten from the full history `rows`: a resumed run never repeats or loses a line."""
         write_atomically(self.folder / "metrics.jsonl", "".join(_json(row, "metrics") + "\n" for row in rows).encode())
+        write_atomically(self.folder / "metrics.csv", _csv(rows).encode())
 
     def samples(self, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
         """samples.parquet, one row an image. Rows share their keys; a value is a str, int, bool, finite float or None.
@@ -214,6 +216,16 @@ def _mapping(folder: Path | str, name: str, parse: Any, broken: type[Exception])
 
 def _json(value: Any, where: str, indent: int | None = None) -> str:
     return json.dumps(_plain(value, where), sort_keys=True, indent=indent)  # ASCII, floats as repr
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Every column that a row has, epoch and split first; a cell is empty where its row has no such value. Floats as repr."""
+    columns = ["epoch", "split", *sorted({key for row in rows for key in row} - {"epoch", "split"})]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_plain(rows, "metrics"))
+    return text.getvalue()
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignbench.report import comparison_page
 from alignbench.report.comparison import brief, plain, shown
-from alignbench.report.comparison_page import Claim, Part
-from alignbench.report.comparison_page import page as comparison_page
-from alignbench.report.latex import escaped
+from alignbench.report.comparison_page import Block, Claim
 
 TIERS = {
     "sandbox": "**Sandbox tier: checks the direction of claims, not digits.** Everything is small enough for a laptop; no number of "
@@ -22,14 +21,23 @@ TIERS = {
     "paper": "**Paper tier: the paper's models, rewards and prompts.** Each number is within the tolerance of the printed one, or outside.",
 }
 FULL = {"V": "", "S": " (secondary source)"}
+TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+TEX |= {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "†": r"$\dagger$",
+}
 
 
 def markdown(made: dict[str, Any]) -> str:
     parts = [f"# {made['title']}", f"arXiv {made['arxiv']}. {TIERS[made['tier']]}", _runs(made)]
     for block in blocks(made):
-        lines = [block["head"], ["---"] * len(block["head"]), *block["body"]]
+        lines = [block.head, ["---"] * len(block.head), *block.body]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        parts += [f"## {block['title']}", table, block["text"]]
+        parts += [f"## {block.title}", table, block.text]
     if made["comparison"] is not None:
         parts += [f"## The {made['tier']} runs", brief(made["comparison"], depth=3)]
     return "\n\n".join(parts) + "\n"
@@ -42,11 +50,11 @@ def _runs(made: dict[str, Any]) -> str:
     return said + (f" Failed, and counted as the reference where their row has others: {'; '.join(failed)}." if failed else "")
 
 
-def blocks(made: dict[str, Any]) -> list[Part]:
+def blocks(made: dict[str, Any]) -> list[Block]:
     return [*([_claims(made)] if made["claims"] else []), _numbers(made)]
 
 
-def _claims(made: dict[str, Any]) -> Part:
+def _claims(made: dict[str, Any]) -> Block:
     body = []
     for claim in made["claims"]:
         seeds = "/".join(" ".join(map(str, counts)) for counts in claim["seeds"] if counts)
@@ -59,8 +67,7 @@ def _claims(made: dict[str, Any]) -> Part:
         "holds where its interval lies on the claimed side of 0, is contradicted where it lies on the other, and is not shown where it "
         "contains 0. An interval over prompts alone, where a row has one seed, speaks for no other training."
     )
-    head = ["claim", "source", "what is compared", "a less b", "seeds of a/b", "verdict"]
-    return {"title": "Claims", "head": head, "body": body, "text": text}
+    return Block("Claims", ["claim", "source", "what is compared", "a less b", "seeds of a/b", "verdict"], body, text)
 
 
 def _spread(found: dict[str, Any] | None, sign: str = "+") -> str:
@@ -86,7 +93,7 @@ def compared(claim: dict[str, Any]) -> str:
     return f"{pair}: {what}, claimed {claim['direction']}"
 
 
-def _numbers(made: dict[str, Any]) -> Part:
+def _numbers(made: dict[str, Any]) -> Block:
     several = len({line["benchmark"] for line in made["paper"]}) > 1
     body = []
     for line in made["paper"]:
@@ -98,7 +105,7 @@ def _numbers(made: dict[str, Any]) -> Part:
         body[-1].append(line["verdict"])
     head = ["row", "metric", *(["benchmark"] if several else []), "paper (± tolerance)", "where", "ours", "seeds", "verdict"]
     text = "The tolerance is ours: how far a number may be and still count as the same; the README of this folder says how it was chosen."
-    return {"title": "The paper's numbers", "head": head, "body": body, "text": text}
+    return Block("The paper's numbers", head, body, text)
 
 
 def verdicts(made: dict[str, Any]) -> str:
@@ -135,8 +142,8 @@ def latex(made: dict[str, Any]) -> str:
     """A booktabs table of each block, to be read in with \\input."""
     parts = [f"% {made['title']}, arXiv {made['arxiv']}, {made['tier']} tier; needs \\usepackage{{booktabs}}"]
     for block in blocks(made):
-        lines = [" & ".join(map(_tex, line)) + r" \\" for line in (block["head"], *block["body"])]
-        columns = "l" * len(block["head"])
+        lines = [" & ".join(map(_tex, line)) + r" \\" for line in (block.head, *block.body)]
+        columns = "l" * len(block.head)
         parts.append("\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]))
         parts[-1] += "\n\\end{tabular}"
     return "\n\n".join(parts) + "\n"
@@ -144,22 +151,20 @@ def latex(made: dict[str, Any]) -> str:
 
 def _tex(text: str) -> str:
     bold = re.fullmatch(r"\*\*(.*?)\*\*(.*)", text)
-    return rf"\textbf{{{escaped(bold[1])}}}{_tex(bold[2])}" if bold else escaped(text).replace("±", r"$\pm$")
+    if bold:
+        return rf"\textbf{{{_tex(bold[1])}}}{_tex(bold[2])}"
+    return "".join(TEX.get(each, each) for each in text)
 
 
 def page(made: dict[str, Any], folders: Sequence[Path]) -> str:
-    """HTML: the claims and the paper's numbers, then the page of the runs in these folders. It names no machine."""
+    """The page of a table's runs, with the claims and the paper's numbers before everything else. folders: of its runs."""
+    nothing = {key: made[key] for key in ("level", "replicates", "seed")} | {"comparisons": [], "without_a_row": []}
     claims: list[Claim] = [
-        {
-            "says": claim["says"] or compared(claim),
-            "source": claim["source"],
-            "verdict": claim["verdict"] + (f" ({claim['why']})" if claim["why"] else ""),
-            **{end: (claim["difference"] or {}).get(end) for end in ("value", "low", "high")},  # type: ignore[typeddict-item]
-        }
+        {"says": claim["says"] or compared(claim), "source": f"{claim['source']}; {compared(claim)}", "verdict": claim["verdict"]}
+        | {end: (claim["difference"] or {}).get(end) for end in ("value", "low", "high")}  # type: ignore[misc]
         for claim in made["claims"]
     ]
-    none = {"comparisons": [], "without_a_row": [], **{key: made[key] for key in ("level", "replicates", "seed")}}
     intro = f"arXiv {made['arxiv']}. {TIERS[made['tier']].replace('**', '')}\n\n{_runs(made)}"
-    return comparison_page(
-        made["comparison"] or none, folders, title=made["title"], intro=intro, claims=claims, parts=[_numbers(made)], machine=False
+    return comparison_page.page(
+        made["comparison"] or nothing, folders, title=made["title"], intro=intro, claims=claims, blocks=[_numbers(made)]
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from alignbench.report.comparison import budget, shown
 
-NAMED = 3  # so many methods are named in a sentence; more are counted
+NAMED, LETTERS = 3, 60  # so many rows are named in a sentence, of so many letters together; more are counted
 
 
 def summary(one: dict[str, Any], level: float) -> dict[str, Any]:
@@ -22,14 +22,14 @@ def summary(one: dict[str, Any], level: float) -> dict[str, Any]:
     facts = [
         (
             "Runs",
-            f"{finished} finished of {_many(len(rows), 'method')}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; "
+            f"{finished} finished of {_all(rows)}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; "
             + (f"{failed} failed, and each counts as the reference." if failed else "none failed."),
         )
     ]
     if one["ranked_by"]:
         facts += _ranked(one, level)
     if trained:
-        by = "; ".join(f"{name} by {'all' if len(own) == len(rows) else listed(own)}" for name, own in trained.items())
+        by = "; ".join(f"{name} by {'all' if len(own) == len(rows) else _named(own, rows)}" for name, own in trained.items())
         facts.append(("Trained on", f"{by}. That is no evidence of quality by itself, and nobody is ranked by it."))
     facts.append(("Budget", budget(rows)))
     return {"lead": _lead(one, level), "facts": facts}
@@ -52,7 +52,10 @@ def _lead(one: dict[str, Any], level: float) -> str:
             by = f", by {change}" if one_alone else ""
             parts.append(f"{_some(group, rows)} {verb}{'s' if one_alone else ''} {metric}{by}")
     if undecided:
-        parts.append(f"{_some(undecided, rows)} {'is' if len(undecided) == 1 else 'are'} undecided" + ("" if parts else f" on {metric}"))
+        who = _some(undecided, rows)
+        if parts and who.startswith(f"{len(undecided)} of "):
+            who = str(len(undecided))
+        parts.append(f"{who} {'is' if len(undecided) == 1 else 'are'} undecided" + ("" if parts else f" on {metric}"))
     said = "; ".join(parts) + "."
     if (raised or lowered) and len(one["contrasts"]) > 1 and not any(each["holm"] < 1 - level for each in one["contrasts"]):
         said += " None of these changes stands after correction."
@@ -80,17 +83,29 @@ def _ranked(one: dict[str, Any], level: float) -> list[tuple[str, str]]:
     elif not firm:
         facts.append(("After correction", said + "none stands after Holm's correction for their number."))
     else:
-        named = [f"{each['a']} less {each['b']}" for each in firm]
-        which = f": {listed(named)}" if len(firm) <= NAMED else ""
+        named = listed([f"{each['a']} less {each['b']}" for each in firm])
+        which = f": {named}" if len(firm) <= NAMED and len(named) <= 2 * LETTERS else ""
         facts.append(("After correction", f"{said}{len(firm)} stand{'s' if len(firm) == 1 else ''} after Holm's correction{which}."))
     return facts
 
 
-def _many(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+def _all(rows: Sequence[dict[str, Any]]) -> str:
+    """How many methods, and how many settings of them where there are more."""
+    methods = len({row["method"] for row in rows})
+    said = f"{methods} method{'' if methods == 1 else 's'}"
+    return said if methods == len(rows) else f"{said} in {len(rows)} settings"
 
 
 def _some(group: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str:
     if len(group) == len(rows) and len(rows) > 1:
-        return f"all {len(rows)} methods"
-    return listed([row["label"] for row in group]) if len(group) <= NAMED else f"{len(group)} of {len(rows)} methods"
+        return f"all {len(rows)} {_kind(rows)}"
+    return _named([row["label"] for row in group], rows)
+
+
+def _named(labels: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    names = listed(labels)
+    return names if len(labels) <= NAMED and len(names) <= LETTERS else f"{len(labels)} of {len(rows)} {_kind(rows)}"
+
+
+def _kind(rows: Sequence[dict[str, Any]]) -> str:
+    return "methods" if len({row["method"] for row in rows}) == len(rows) else "settings"
