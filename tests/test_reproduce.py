@@ -25,6 +25,7 @@ from alignbench.compose import Composed, compose, reseeded
 from alignbench.machine import Row
 from alignbench.papers import Printed, read
 from alignbench.report.comparison import brief
+from alignbench.report.reproduced import latex
 from alignbench.sweep import Job
 
 SMALL = [
@@ -243,6 +244,7 @@ def test_a_row_without_a_run_leaves_its_claims_untold(launches: Launches, tmp_pa
     assert main(["reproduce", "seeds=1"]) == 1
     assert [claim["verdict"] for claim in made(folder)["claims"]] == ["not told"] * 4
     assert made(folder)["claims"][0]["why"] == "no seed of ours finished"
+    assert "not told (no seed of ours finished)" in (folder / "report.html").read_text()
     audit(folder)
 
 
@@ -425,6 +427,12 @@ def test_an_invented_number_is_found(reproduced: Path, tmp_path: Path, block: st
     file.write_text(file.read_text().replace(cell, cell.replace(token, "7.77")))
     with pytest.raises(AssertionError, match=r"7\.77: invented"):
         audit(folder)
+
+
+def test_a_row_in_brackets_is_no_argument_of_a_line_break(reproduced: Path) -> None:
+    table = made(reproduced / "experiments" / "first")
+    table["paper"][0]["row"] = "[50 steps] *"
+    assert "{[}50 steps{]} {*} & Light" in latex(table)
 
 
 def test_committed_tables_show_no_number_that_is_not_there() -> None:

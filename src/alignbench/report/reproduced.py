@@ -14,6 +14,7 @@ from typing import Any
 from alignbench.report import comparison_page
 from alignbench.report.comparison import brief, plain, shown
 from alignbench.report.comparison_page import Block, Claim
+from alignbench.report.latex import escaped
 
 TIERS = {
     "sandbox": "**Sandbox tier: checks the direction of claims, not digits.** Everything is small enough for a laptop; no number of "
@@ -21,15 +22,6 @@ TIERS = {
     "paper": "**Paper tier: the paper's models, rewards and prompts.** Each number is within the tolerance of the printed one, or outside.",
 }
 FULL = {"V": "", "S": " (secondary source)"}
-TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-TEX |= {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "†": r"$\dagger$",
-}
 
 
 def markdown(made: dict[str, Any]) -> str:
@@ -151,20 +143,22 @@ def latex(made: dict[str, Any]) -> str:
 
 def _tex(text: str) -> str:
     bold = re.fullmatch(r"\*\*(.*?)\*\*(.*)", text)
-    if bold:
-        return rf"\textbf{{{_tex(bold[1])}}}{_tex(bold[2])}"
-    return "".join(TEX.get(each, each) for each in text)
+    return rf"\textbf{{{escaped(bold[1])}}}{_tex(bold[2])}" if bold else escaped(text).replace("±", r"$\pm$")
 
 
 def page(made: dict[str, Any], folders: Sequence[Path]) -> str:
-    """The page of a table's runs, with the claims and the paper's numbers before everything else. folders: of its runs."""
+    """The page of the runs in these folders, with the claims and the paper's numbers before everything else; it names no machine."""
     nothing = {key: made[key] for key in ("level", "replicates", "seed")} | {"comparisons": [], "without_a_row": []}
     claims: list[Claim] = [
-        {"says": claim["says"] or compared(claim), "source": f"{claim['source']}; {compared(claim)}", "verdict": claim["verdict"]}
+        {
+            "says": claim["says"] or compared(claim),
+            "source": "; ".join(filter(None, [claim["source"], compared(claim)])),
+            "verdict": claim["verdict"] + (f" ({claim['why']})" if claim["why"] else ""),
+        }
         | {end: (claim["difference"] or {}).get(end) for end in ("value", "low", "high")}  # type: ignore[misc]
         for claim in made["claims"]
     ]
     intro = f"arXiv {made['arxiv']}. {TIERS[made['tier']].replace('**', '')}\n\n{_runs(made)}"
     return comparison_page.page(
-        made["comparison"] or nothing, folders, title=made["title"], intro=intro, claims=claims, blocks=[_numbers(made)]
+        made["comparison"] or nothing, folders, title=made["title"], intro=intro, claims=claims, blocks=[_numbers(made)], machine=False
     )
