@@ -14,7 +14,7 @@ import yaml
 
 from alignbench.__main__ import VERBS
 from alignbench.check import read_choice
-from alignbench.compose import compose
+from alignbench.compose import compose, sweep
 from alignbench.config import choices, conf_folder
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def commands(page: Path) -> list[str]:
 
 def composed(command: str) -> list[str] | None:
     """The overrides of a command that composes; None where it is a verb."""
-    words = [word for word in shlex.split(command)[3:] if word != "--cfg"]
+    words = [word for word in shlex.split(command)[3:] if word not in ("--cfg", "-m", "--retry")]
     return words if "=" in words[0] else None
 
 
@@ -126,7 +126,8 @@ def test_every_command_composes(page: Path, command: str) -> None:
     if overrides is None:
         assert shlex.split(command)[3] in VERBS
     else:
-        compose(overrides)
+        for job in sweep(overrides) if "-m" in shlex.split(command)[3:] else [overrides]:
+            compose(job)
 
 
 # --- the walk-through, in a copy of the repository with its files in it
