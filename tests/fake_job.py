@@ -1,7 +1,7 @@
 """Stands for `python -m alignbench WORDS` in tests of sweeps: claims, writes what makes a run finished, and does what FAKE_JOBS says.
 
-FAKE_JOBS: a JSON file, words -> {folder, hash, name, command, do}; do: done, fail, fail_once, sleep, or die_once (SIGKILL at its first
-start).
+FAKE_JOBS: a JSON file, words -> {folder, hash, name, command, do}; do: done, fail, fail_once, sleep, sleep_once, or die_once (SIGKILL at
+its first start).
 """
 
 import json
@@ -34,7 +34,7 @@ def main() -> int:
         first = not (folder / "begun").exists()
         (folder / "begun").touch()
         print("threads", os.environ.get("OMP_NUM_THREADS"), "gpus", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
-        while job["do"] == "sleep":
+        while job["do"] == "sleep" or (job["do"] == "sleep_once" and first):
             time.sleep(0.05)
         if job["do"] == "fail" or (job["do"] == "fail_once" and first):
             raise ValueError("as it was told")

@@ -1,6 +1,7 @@
 """<output>/ledger.jsonl: what became of every job, a line an event, appended and synced; and the lock under which one process runs it.
 
-Events: planned, started, preempted (stopped by a signal, killed or requeued), failed, done. The lock goes with its process.
+Events: planned, queued (a cluster has it, under an id), started, preempted (stopped by a signal, killed or requeued), failed, done. The
+lock goes with its process.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ class Entry:
     command: str
     state: str = "planned"  # the last event
     reason: str = ""
+    id: str | None = None  # under which a cluster had it last
     events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -70,7 +72,9 @@ def read(root: Path) -> dict[str, Entry]:
             with suppress(json.JSONDecodeError):
                 event = json.loads(line)
                 entry = found.setdefault(event["hash"], Entry(event["hash"], event["name"], event["command"]))
-                entry.state, entry.reason = event["event"], event.get("reason", "")
+                entry.id = event.get("id", entry.id)
+                if event["event"] != "queued" or not entry.events or entry.events[-1]["time"] <= event["time"]:
+                    entry.state, entry.reason = event["event"], event.get("reason", "")  # else it had started before that was written
                 entry.events.append(event)
     return found
 

@@ -16,7 +16,7 @@ from alignbench.report.record import Record
 from alignbench.sweep import duration
 
 USAGE = "alignbench status [FOLDER]: the folder that holds run folders, `outputs` if none is named"
-COLOURS = {"done": "green", "running": "bold", "planned": "dim", "failed": "red", "interrupted": "yellow"}
+COLOURS = {"done": "green", "running": "bold", "queued": "cyan", "planned": "dim", "failed": "red", "interrupted": "yellow"}
 EVERY = 2.0  # seconds between two drawings
 
 
@@ -95,6 +95,8 @@ def said(rows: list[dict[str, Any]]) -> str:
     running = counted["running"]
     if took and running:
         mean = sum(took) / len(took)
-        todo = counted["planned"] * mean + sum(mean if row["left"] is None else row["left"] for row in rows if row["state"] == "running")
+        todo = (counted["planned"] + counted["queued"]) * mean + sum(
+            mean if row["left"] is None else row["left"] for row in rows if row["state"] == "running"
+        )
         text += f"; about {duration(todo / running)} left"
     return text

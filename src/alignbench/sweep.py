@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from alignbench import ledger
@@ -48,7 +49,25 @@ def run_jobs(jobs: Sequence[Job], launcher: dict[str, Any], *, retry: bool = Fal
     launcher: a node of conf/launcher. retry: run what failed before, too. Raises Stopped where a signal ended the sweep: its jobs have
     saved what they had.
     """
-    return _Sweep(list({job.composed.hash: job for job in jobs}.values()), instantiate(launcher), retry).run()
+    started = launcher_of(launcher)
+    for job in jobs:
+        started.fits(job.composed.config["trainer"])
+    return _Sweep(list({job.composed.hash: job for job in jobs}.values()), started, retry).run()
+
+
+def launcher_of(node: dict[str, Any]) -> Launcher:
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:  # Hydra's envelope: what the constructor raised is what the user should read
+        raise error.__cause__ or error from None
+
+
+@dataclass
+class _Going:
+    job: Job
+    running: Running
+    began: float
+    told: int = 0  # of the signals that the sweep received
 
 
 class _Sweep:
@@ -56,7 +75,7 @@ class _Sweep:
         self.jobs, self.launcher, self.retry = jobs, launcher, retry
         self.ends: dict[str, str] = {}
         self.pending: list[Job] = []
-        self.running: list[tuple[Job, Running, float]] = []
+        self.running: list[_Going] = []
         self.tries: dict[str, int] = {}
         self.took: list[float] = []  # seconds of each job that ended
         self.received: list[int] = []
@@ -64,24 +83,32 @@ class _Sweep:
 
     def run(self) -> dict[str, str]:
         self.plan()
-        before = {number: signal.signal(number, self.forward) for number in CAUGHT}
+        before = {number: signal.signal(number, self.hear) for number in CAUGHT}
         try:
-            while self.running or (self.pending and not self.received):
+            while (self.running and not (self.received and self.launcher.detach)) or (self.pending and not self.received):
                 self.settle()
                 self.start()
+                self.forward()
                 time.sleep(LOOK)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.launcher.close()
         if self.received:
+            if self.running:
+                print(f"{len(self.running)} jobs stay with the cluster; the same command finds them", file=sys.stderr, flush=True)
             raise Stopped(self.received[-1])
         return self.ends
 
-    def forward(self, number: int, frame: FrameType | None) -> None:
+    def hear(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
-        for _, running, _ in self.running:
-            running.stop(number)
+
+    def forward(self) -> None:
+        """Each signal once to each job, those that were being started when it came as well."""
+        for each in self.running if not self.launcher.detach else ():
+            for number in self.received[each.told :]:
+                each.told += 1
+                each.running.stop(number)
 
     def plan(self) -> None:
         """Each job's entry in the ledger, and which of them there is anything left to do for."""
@@ -104,7 +131,32 @@ class _Sweep:
         if before:
             print(f"{before} of {len(self.jobs)} jobs are done already", file=sys.stderr, flush=True)
 
+    def resume(self) -> None:
+        """Take up what an earlier sweep, or another one, gave to the cluster."""
+        known = {root: ledger.read(root) for root in {job.root for job in self.pending}}
+        for job in list(self.pending):
+            entry = known[job.root].get(job.composed.hash)
+            if entry is None or entry.id is None or len(self.running) >= self.launcher.jobs:
+                continue
+            if (running := self.launcher.find(entry.id, self.log(job))) is not None:
+                self.pending.remove(job)
+                self.running.append(_Going(job, running, time.monotonic()))
+                self.say(job, f"is with the cluster already, as {entry.id}")
+
+    def log(self, job: Job) -> Path:
+        return job.root / "logs" / f"{job.composed.folder.name}.log"
+
     def start(self) -> None:
+        if self.launcher.lasts and self.pending and not self.received:
+            self.resume()
+        sent, now = len(self.running), time.time()
+        self.fill()
+        self.launcher.send()
+        for each in self.running[sent:]:
+            if each.running.id is not None:
+                ledger.append(each.job.root, "queued", each.job.composed.entry, id=each.running.id, time=now)
+
+    def fill(self) -> None:
         while self.pending and not self.received and len(self.running) < self.launcher.jobs and self.launcher.room():
             job = next((each for each in self.pending if not ledger.taken(each.root, each.composed.hash)), None)
             if job is None:
@@ -116,21 +168,21 @@ class _Sweep:
             if job.finished:  # by another sweep
                 self.end(job, "done", "done by another process")
                 continue
-            log = job.root / "logs" / f"{job.composed.folder.name}.log"
+            log = self.log(job)
             if not self.launcher.shows:
                 self.say(job, f"starts; {log}")
-            self.running.append((job, self.launcher.start(job.words, log), time.monotonic()))
+            self.running.append(_Going(job, self.launcher.start(job.words, log), time.monotonic()))
 
     def settle(self) -> None:
         """What became of the jobs that ended."""
         for each in list(self.running):
-            job, running, began = each
-            code = running.poll()
+            job = each.job
+            code = each.running.poll()
             if code is None:
                 continue
             self.running.remove(each)
             entry = ledger.read(job.root).get(job.composed.hash)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - each.began
             stopped = code < 0 or code in {128 + number for number in (*CAUGHT, signal.SIGKILL)}
             if code == 0 and job.finished:
                 self.took.append(seconds)
@@ -176,12 +228,23 @@ def run_sweep(jobs: Sequence[Job], *, retry: bool) -> int:
     launchers = {str(job.composed.config["launcher"]) for job in jobs}
     if len(launchers) > 1:
         raise ConfigError("launcher: one sweep has one launcher; take the other values out")
-    ends = run_jobs(jobs, jobs[0].composed.config["launcher"], retry=retry)
+    launcher = jobs[0].composed.config["launcher"]
+    if launcher.get("show"):
+        return show([job for job in jobs if not job.finished], launcher_of(launcher))
+    ends = run_jobs(jobs, launcher, retry=retry)
     count = {state: list(ends.values()).count(state) for state in ("done", "failed", "interrupted")}
     print(", ".join(f"{number} {state}" for state, number in count.items() if number), file=sys.stderr, flush=True)
     if count["done"]:
         summarise([job for job in jobs if job.composed.folder.is_dir()])
     return int(count["done"] < len(ends))
+
+
+def show(jobs: Sequence[Job], launcher: Launcher) -> int:
+    """The script of the first submission, and nothing done."""
+    if jobs:
+        print(launcher.script(jobs[0].root / "logs" / "first.log", min(len(jobs), launcher.jobs)))
+    print(f"{len(jobs)} jobs to run, {min(len(jobs), launcher.jobs)} of them with this script; nothing was submitted", file=sys.stderr)
+    return 0
 
 
 def summarise(jobs: Sequence[Job]) -> None:

@@ -1,16 +1,12 @@
 """Jobs as processes on this machine, as many at a time as are wanted and as memory allows."""
 
-import ctypes
 import os
-import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
-from alignbench.launchers.base import Launcher, command
+from alignbench.launchers.base import Launcher, begun, command
 from alignbench.ranges import Count, Index, Positive, Text
-from alignbench.signals import CAUGHT
 
 GUESS = 1.5e9  # bytes that a job is taken to need until one was seen
 
@@ -34,21 +30,8 @@ class Local(Launcher):
             environment["OMP_NUM_THREADS"] = str(self.threads or max(1, (os.cpu_count() or 1) // self.jobs))
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)  # a signal must not fall between the start of a job and its name
-        out = None
-        try:
-            if not self.shows:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                out = log.open("ab")
-            # its own process group: a terminal's Ctrl-C reaches it once, through the sweep
-            process = subprocess.Popen(
-                command(words), env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_as_job
-            )
-            self.running[slot] = process
-        finally:
-            if out is not None:
-                out.close()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        process = begun(command(words), environment, None if self.shows else log)
+        self.running[slot] = process
         return LocalJob(self, slot, process)
 
     def room(self) -> bool:
@@ -63,6 +46,8 @@ class Local(Launcher):
 
 
 class LocalJob:
+    id = None  # it dies with the sweep
+
     def __init__(self, launcher: Local, slot: int, process: subprocess.Popen[bytes]):
         self.launcher, self.slot, self.process = launcher, slot, process
 
@@ -93,11 +78,3 @@ def resident(pid: int) -> float:
 
 def _kilobytes(file: Path, key: str) -> float:
     return 1024.0 * int(next(line.split()[1] for line in file.read_text().splitlines() if line.startswith(key)))
-
-
-def _as_job() -> None:
-    """In the child, before it becomes the job: hear signals, and (Linux) die with the sweep rather than race with its successor."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
-    if sys.platform == "linux":
-        with suppress(OSError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
