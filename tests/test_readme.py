@@ -9,6 +9,7 @@ import pytest
 from alignbench.__main__ import VERBS
 from alignbench.compose import compose, sweep
 from alignbench.config import choices, conf_folder
+from alignbench.knobs import split
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,6 +33,8 @@ def test_every_command_is_one(command: str) -> None:
     if overrides and "=" not in overrides[0]:
         assert overrides[0] in VERBS
     elif flags <= {"-m", "--cfg"}:
+        if any(word.startswith("hparams_search") for word in overrides):
+            overrides = split(overrides)[2]
         for job in sweep(overrides):
             compose(job)
     else:
