@@ -198,7 +198,7 @@ def test_the_example_is_proven_and_runs_in_the_copy(copy: Path) -> None:
     (small,) = [words for command in commands(WALK) if (words := composed(command)) and "eval=quick" in words]
     run = python(copy, "-m", "alignbench", *small, "model=sandbox", "output=outputs", "trainer.threads=1")
     assert run.returncode == 0, run.stderr
-    (folder,) = (copy / "outputs").iterdir()
+    (folder,) = (each.parent for each in (copy / "outputs").glob("*/result.json"))
     assert (folder / "result.json").is_file()
     assert (folder / "report.html").is_file()
     assert "log_ratio" in (folder / "metrics.jsonl").read_text(encoding="utf-8")

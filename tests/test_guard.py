@@ -451,7 +451,7 @@ def test_a_run_skips_keeps_aside_and_says_so(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(SceneJudge, "forward", now_and_then)
     with pytest.warns(UserWarning, match="have no score"):
         assert main([*QUICK, "judging.on_error=quarantine", f"output={tmp_path}"]) == 0
-    (folder,) = [each for each in tmp_path.iterdir() if each.is_dir()]
+    (folder,) = tmp_path.glob("ddpo-*")
     result = read_result(folder)
     assert 0 < result["meters"]["images_unscored"] < result["meters"]["reward_queries"] == 32
     table = {row["name"]: row for row in result["metrics"]}
@@ -476,7 +476,7 @@ def test_a_validation_without_any_score_is_no_reason_to_stop(tmp_path: Path, mon
     monkeypatch.setattr(SceneJudge, "forward", away_at_first)
     with pytest.warns(UserWarning, match="have no score"):
         assert main([*QUICK, "judging.on_error=skip", f"output={tmp_path}"]) == 0
-    (folder,) = [each for each in tmp_path.iterdir() if each.is_dir()]
+    (folder,) = tmp_path.glob("ddpo-*")
     rows = [row for row in read_metrics(folder) if row["split"] == "validation"]
     assert ["reward" in row for row in rows] == [False, True, True]
     assert (folder / "report.html").is_file()

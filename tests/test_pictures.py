@@ -161,7 +161,7 @@ def test_sft_learns_from_either_layout_alike() -> None:
     rows = []
     for kind, path in kinds.items():
         assert main([*words, f"method.pictures={{_target_: alignbench.datasets.{kind}, path: {path}, size: 2}}"]) == 0
-        (folder,) = [each for each in Path("outputs").iterdir() if each.name not in {row for row, _ in rows}]
+        (folder,) = [each for each in Path("outputs").glob("sft-*") if each.name not in {row for row, _ in rows}]
         rows.append((folder.name, (folder / "metrics.jsonl").read_text()))
     assert "eps_error" in rows[0][1]
     assert rows[0][1] == rows[1][1]

@@ -252,7 +252,7 @@ def test_another_seed_is_another_folder(undisturbed: Callable[[str], Undisturbed
     before = run.times()
     other.ends(0)
     assert run.times() == before
-    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == sorted([run.folder.name, other.folder.name])
+    assert sorted(path.parent.name for path in root.glob("*/run.json")) == sorted([run.folder.name, other.folder.name])
     assert {"metrics.jsonl", "samples.parquet", "result.json"} < set(differing(run.contents(), other.contents()))
     run.ends(0)
     assert "already done" in run.said
