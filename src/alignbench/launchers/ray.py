@@ -38,6 +38,7 @@ class Ray(Launcher):
     ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported, which reads them
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a job that asks for no GPU sees none
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let everything else on a machine go first
         if address is None:  # a token of its own, which no file holds: nobody else starts anything here
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
