@@ -44,7 +44,7 @@ test test-slow test-browser prove equal-budget goodhart: export OMP_NUM_THREADS 
 demo: $(STAMP)  ## train the sandbox with DDPO and make its page of results, about 2 minutes
 	@$(BIN)/python -m alignbench $(ARGS)
 
-test: $(STAMP)  ## the fast tests, at most 8 minutes on 2 cores
+test: $(STAMP)  ## the fast tests; with WORKERS=2 about a quarter of an hour on 2 cores
 	@$(PYTEST) -m "not slow and not browser"
 
 test-slow: $(STAMP)  ## the tests with real processes, kills and many repeats, and those in a browser
