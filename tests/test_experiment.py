@@ -13,7 +13,7 @@ import judges
 import numpy as np
 import pytest
 import torch
-from conftest import SANDBOX, fitting
+from conftest import SANDBOX, fitting, yaml_of
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from picture_files import pick_a_pic
 from PIL import Image
@@ -139,7 +139,7 @@ def test_every_choice_is_built(
             "parity": clip_judges["clip_score"],
             "set_diversity": clip_judges["clip_score"],
         }.get(choice, [])
-    if (group, choice) == ("eval", "photos"):  # its networks are built in tests of their own
+    if (group, choice) in (("eval", "photos"), ("eval", "papers")):  # their networks are built in tests of their own
         words += ["eval.judges=[]", "eval.features=[]", "eval.lpips=null"]
     built = Experiment.build(compose(words).config)
     assert len(built.method.updates) % built.method.updates.accumulate == 0
@@ -147,6 +147,11 @@ def test_every_choice_is_built(
     assert built.prompts.train
     assert not set(built.prompts.train) & set(built.prompts.test)
     assert not set(built.prompts.train) & set(built.prompts.validation)
+
+
+@pytest.mark.parametrize("judge", yaml_of("eval", "papers")["judges"], ids=lambda judge: judge["_target_"].rpartition(".")[2])
+def test_a_judge_of_papers_is_a_reward_as_it_is_configured(judge: dict[str, Any]) -> None:
+    assert judge in [yaml_of("reward", name) for name in choices("reward", conf_folder())]
 
 
 def test_a_model_that_is_not_here_says_how_to_get_it() -> None:

@@ -24,7 +24,11 @@ SAMPLING = {
     "one_step": ["model=sandbox_one_step"],
 }
 TRACKS = {name: yaml_of("method", name)["track"] for name in choices("method", conf_folder()) if name not in MORE}
-METHODS = {name: track for name, track in TRACKS.items() if track in SAMPLING and "pairs" not in yaml_of("method", name)}
+METHODS = {
+    name: "multi_step" if track == "any" else track
+    for name, track in TRACKS.items()
+    if (facts := yaml_of("method", name)).get("trains", True) and track in ("any", *SAMPLING) and "pairs" not in facts
+}
 
 
 def built(method: str, track: str, *more: str) -> Experiment:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from alignbench import ledger
 from alignbench.config import ConfigError
@@ -69,9 +70,9 @@ def progress(folder: Path) -> tuple[int, int]:
     return Record(folder).epoch, epochs
 
 
-def drawn(root: Path) -> Table:
+def drawn(root: Path) -> Group:
     rows = rows_of(root)
-    table = Table(title=f"{root}: {said(rows)}", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("job", "state", "epochs", "time", "left", "starts", ""):
         table.add_column(column, justify="right" if column in ("epochs", "time", "left", "starts") else "left", overflow="fold")
     for row in rows:
@@ -84,7 +85,7 @@ def drawn(root: Path) -> Table:
             str(row["starts"]),
             row["reason"].replace("[", "\\["),
         )
-    return table
+    return Group(Text(said(rows), "bold"), Text(str(root), "dim", overflow="fold"), table)
 
 
 def said(rows: list[dict[str, Any]]) -> str:
