@@ -49,6 +49,9 @@ class ExactFlow(Diffusion):
 
     def rescale(self, who: str, scale: float) -> None: ...
 
+    def moved(self, who: str) -> bool:
+        return True
+
     def weights(self, who: Who) -> dict[str, Tensor]:
         return {}
 

@@ -398,12 +398,23 @@ def test_the_value_baseline_and_the_policy_move_in_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("micro_batch", [1, 4, 10**6])
 @pytest.mark.parametrize("name", ZOO)
 def test_the_plan_is_what_the_meters_count(name: str, micro_batch: int) -> None:
-    method = made(name, micro_batch=micro_batch)
+    method = moved(made(name, micro_batch=micro_batch))
     steps = list(optimise(method, 1))
     meters = method.policy.model.meters
     assert dict(meters.network_evaluations) == method.plan()
     assert meters.reward_queries == method.queries
     assert len(steps) == len(method.updates) // method.updates.accumulate
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_first_epoch_does_not_ask_the_reference_what_the_policy_has_said(name: str) -> None:
+    """It spares what the method says it spares, and learns bit for bit what it would have learned."""
+    method, asking = made(name), made(name)
+    steps = list(optimise(method, 1))
+    assert sum(method.policy.model.meters.network_evaluations.values()) == sum(method.plan().values()) - method.spared
+    asking.policy.model.moved = lambda who: True  # type: ignore[method-assign]
+    assert list(optimise(asking, 1)) == steps
+    assert all(torch.equal(weight, weights(asking)[key]) for key, weight in weights(method).items())
 
 
 @pytest.mark.parametrize("name", ZOO)

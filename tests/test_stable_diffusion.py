@@ -200,6 +200,17 @@ def test_a_missing_pipeline_says_how_to_get_it() -> None:
         StableDiffusion(path="nobody/nothing", revision=None, init=None, gated=False, dtype="float32", schedule={})
 
 
+@pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
+def test_one_weight_that_differs_is_a_copy_that_has_moved(spec: Spec) -> None:
+    """But for an adapter's A, which is random and does nothing while B is 0."""
+    model = a_model(spec)
+    assert not model.moved("policy")
+    name, last = list(model.trainable("policy").items())[-1]
+    assert spec is FULL or "lora_B" in name
+    last.data.flatten()[-1] += 1e-4
+    assert model.moved("policy")
+
+
 def test_two_adapters_live_on_one_base() -> None:
     model = a_model(LORA, perturb=True)
     x, t, cond = inputs(model)

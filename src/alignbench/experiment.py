@@ -255,7 +255,7 @@ class Experiment:
         tested = f"{options['prompts'] * options['images']} images of {options['prompts']} test prompts, of the reference and of the policy"
         if not epochs:
             return rows({**terms(self.config), "evaluation": f"{tested}; nothing is trained"})
-        evaluations = epochs * sum(self.method.plan().values())
+        evaluations = planned(epochs, self.method)
         return rows(
             terms(self.config)
             | {"trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}"}
@@ -315,12 +315,17 @@ class Unasked(Reward):
         raise ValueError("this reward only stands where another would")
 
 
+def planned(epochs: int, method: Method) -> int:
+    """Network evaluations of a training."""
+    return epochs * sum(method.plan().values()) - method.spared
+
+
 def costs(config: dict[str, Any], method: Method) -> dict[str, str]:
     epochs, updates = config["epochs"], method.updates
     return {
         "epochs": f"{epochs}, each {updates.images} prompts and {len(updates) // updates.accumulate} updates",
         "reward queries": f"{epochs * method.queries:,}",
-        "network evaluations": f"{epochs * sum(method.plan().values()):,} (guidance doubles them, a backward pass counts two more)",
+        "network evaluations": f"{planned(epochs, method):,} (guidance doubles them, a backward pass counts two more)",
     }
 
 

@@ -38,6 +38,11 @@ class Policy(nn.Module):
         return {} if self.who is None or self.who == self.model.start else self.model.trainable(self.who)
 
     @property
+    def moved(self) -> bool:
+        """Whether training has changed it: until then it is the reference."""
+        return self.who is not None and self.who != self.model.start and self.model.moved(self.who)
+
+    @property
     def choosing(self) -> dict[str, Any]:
         """What its images depend on beside weights and sampler, as plain values; nothing, unless a judge chooses among them."""
         return {}
@@ -105,6 +110,20 @@ class Policy(nn.Module):
         """The log-probability of a rollout's steps under this policy, shaped as the rollout's own; no gradient."""
         return self._along(rollout, lambda rows: summed(self.at(rows).log_prob(rows.y), over))
 
+    def reference_log_prob(self, own: Rollout, over: Over) -> Tensor:
+        """The log-probability of this policy's own rollout under the reference. Before the first update that is the rollout's own, and
+        nothing is computed.
+        """
+        return self.reference.log_prob(own, over) if self.moved else own.log_prob
+
+    def means(self, rollout: Rollout) -> Tensor:
+        """The mean of each trained step from a rollout's states: [B,T,C,h,w]; no gradient."""
+        return self._along(rollout, lambda rows: self.at(rows).mean, like=rollout.x[:, 1:])
+
+    def noises(self, rollout: Rollout) -> Tensor:
+        """The guided noise prediction at each trained step's state: [B,T,C,h,w]; no gradient."""
+        return self._along(rollout, self.eps, like=rollout.x[:, 1:])
+
     def path_kl(self, rollout: Rollout) -> Tensor:
         """KL(policy || reference) along each trajectory: the sum of its closed-form step KLs, [B] in nats (DPOK, lemma 4.2's bound)."""
         if self.who == self.model.start:
@@ -112,10 +131,13 @@ class Policy(nn.Module):
         return self._along(rollout, lambda rows: summed(self.at(rows).kl(self.reference.at(rows)), "image")).sum(1)
 
     @torch.no_grad()
-    def _along(self, rollout: Rollout, value: Callable[[Transition], Tensor]) -> Tensor:
-        """`value` of each trained step: [B,T,...], 0 where a step has no likelihood. Each process takes its share of the images."""
+    def _along(self, rollout: Rollout, value: Callable[[Transition], Tensor], like: Tensor | None = None) -> Tensor:
+        """`value` of each trained step, shaped as `like` [B,T,...] (the log-probability), 0 where a step has no likelihood.
+
+        Each process takes its share of the images.
+        """
         mine = torch.tensor(ranks.mine(len(rollout)), device=rollout.x.device)
-        total = torch.zeros_like(rollout.log_prob)[mine].to(rollout.x.dtype)
+        total = torch.zeros_like(rollout.log_prob if like is None else like, dtype=rollout.x.dtype)[mine]
         nothing = torch.zeros(len(rollout), device=rollout.x.device)
         for part in torch.arange(len(mine), device=mine.device).split(self.chunk):
             for k in self.trained_steps.nonzero().squeeze(1).tolist():

@@ -1,6 +1,5 @@
 """Which part of a job this process does, and everybody's results put together again. One process: all of it, and nothing to gather."""
 
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -48,4 +47,4 @@ def agree(failure: Exception | None) -> None:
 
 def gathered_table(part: T, count: int) -> T:
     """`gathered`, column by column."""
-    return type(part)(**{f.name: gathered(getattr(part, f.name), count) for f in fields(part)})
+    return part.each(lambda column: gathered(column, count))

@@ -1,7 +1,8 @@
 """The rows that flow between the stages: Rollout -> Transition, Pair, Noised, NoisedPair -> loss. Columns of a table share an axis."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -9,11 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Table:
-    """Frozen columns, tensors but for the prompts; `.to` is what Lightning needs to move a batch."""
+    """Frozen columns: tensors, tables, prompts, or None where there is none; `.to` is what Lightning needs to move a batch."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """With every tensor changed."""
+
+        def changed(column: object) -> object:
+            return change(column) if isinstance(column, Tensor) else column.each(change) if isinstance(column, Table) else column
+
+        return type(self)(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
     def to(self, *args: object, **kwargs: object) -> Self:
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: each if isinstance(each, tuple) else each.to(*args, **kwargs) for name, each in columns.items()})
+        return self.each(lambda column: column.to(*args, **kwargs))  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Rollout(Table):
     x: Tensor  # [B,T+1,C,h,w] states, from noise to the final latent
     log_prob: Tensor  # [B,T] or [B,T,h,w] in nats, SUMMED over the reduced dimensions; 0 where a step has no likelihood
     cond: Tensor  # [B,L,D] prompt embeddings
+    anchor: Tensor | None = None  # [B,T,C,h,w] what the reference says at each trained step, where a loss compares with it
 
     def __len__(self) -> int:
         return len(self.x)
@@ -36,11 +45,15 @@ class Rollout(Table):
             cond=self.cond[image],
             log_prob=self.log_prob[image, k],
             advantage=advantage[image],
+            anchor=None if self.anchor is None else self.anchor[image, k],
         )
 
     @classmethod
     def cat(cls, parts: "list[Rollout]") -> "Rollout":
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        def joined(columns: list[Any]) -> Any:
+            return None if columns[0] is None else torch.cat(columns)
+
+        return cls(*(joined([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class Transition(Table):
     cond: Tensor  # [N,L,D]
     log_prob: Tensor  # [N] or [N,h,w] under the policy that made the rollout, in nats, summed
     advantage: Tensor  # [N] or [N,h,w]
+    anchor: Tensor | None = None  # [N,C,h,w] what the reference says there
 
     def __len__(self) -> int:
         return len(self.x)

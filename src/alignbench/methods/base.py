@@ -61,7 +61,12 @@ class Method(LightningModule, ABC):
 
     @abstractmethod
     def plan(self) -> dict[str, int]:
-        """Network evaluations an epoch by role, as the meters will count them."""
+        """Network evaluations an epoch by role, as the meters will count them; the first takes `spared` fewer."""
+
+    @property
+    def spared(self) -> int:
+        """Network evaluations that the first epoch does without, where the reference is still the policy."""
+        return 0
 
     @property
     def queries(self) -> int:

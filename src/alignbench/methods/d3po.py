@@ -56,8 +56,12 @@ class D3PO(Method):
     def plan(self) -> dict[str, int]:
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
         policy = {"policy": (self.updates.images * self.policy.sampler.steps + 6 * self.updates.trained_rows) * each}
-        compared = self.updates.images * int(self.policy.trained_steps.sum()) * each
-        return policy | ({anchor: compared} if self.reference == "initial" else {})
+        return policy | ({anchor: self.spared} if self.reference == "initial" else {})
+
+    @property
+    def spared(self) -> int:
+        compared = self.updates.images * int(self.policy.trained_steps.sum()) * self.policy.sampler.evaluations
+        return compared if self.reference == "initial" else 0
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         each = self.updates.images_per_prompt
@@ -65,7 +69,7 @@ class D3PO(Method):
         rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))), start)
         scores = torch.stack([reward, *(self.score(rollout, prompts, judge) for judge in self.judges[1:])], 1)  # [B,criteria]
         if self.reference == "initial":
-            rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
+            rollout = replace(rollout, log_prob=self.policy.reference_log_prob(rollout, "image"))
         win, lose, decided = ranked(scores, each, self.margin)
         self.collected = {"reward": reward.nanmean().item(), "decided": decided.float().mean().item()}
         return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))

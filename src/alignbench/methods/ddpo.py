@@ -1,11 +1,13 @@
 """DDPO: denoising diffusion policy optimisation (Black et al., 2305.13301), importance-sampled (IS) and score-function (SF)."""
 
 from collections import deque
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from alignbench.gaussian import Gaussian
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import (
     Reduce,
@@ -78,12 +80,15 @@ class DDPO(Method):
     def plan(self) -> dict[str, int]:
         each = self.policy.sampler.evaluations
         policy = {"policy": (self.updates.images * self.policy.sampler.steps + 3 * self.updates.trained_rows) * each}
-        anchor = {self.policy.reference.who or "reference": self.updates.trained_rows * each} if self.kl > 0 else {}
+        compared = self.updates.images * int(self.policy.trained_steps.sum())
+        anchor = {self.policy.reference.who or "reference": compared * each} if self.kl > 0 else {}
         return policy | anchor
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
         advantage = of_scored(reward, prompts, self.standardised)
+        if self.kl > 0:  # once a trajectory, however often it is learned from
+            rollout = replace(rollout, anchor=self.policy.reference.means(rollout))
         mean, std = mean_and_std(reward)
         self.collected = {"reward": mean, "reward_std": std}
         return self.updates.of(rollout, advantage.clamp(-self.advantage_clip, self.advantage_clip), draws.one("minibatches"))
@@ -114,8 +119,8 @@ class DDPO(Method):
             "clipped": (log_ratio.detach().exp() - 1).abs().gt(self.clip).float().mean(),
             "approx_kl": 0.5 * (log_p - batch.log_prob).detach().square().mean(),
         }
-        if self.kl > 0:
-            kl = step.kl(self.policy.reference.at(batch)).flatten(1).sum(1)  # [N] nats
+        if batch.anchor is not None:
+            kl = step.kl(Gaussian(batch.anchor, step.std)).flatten(1).sum(1)  # [N] nats, from the reference's step
             loss = loss + self.kl * per_unit(kl, self.policy.dimensions, self.reduce).mean()
             metrics["step_kl"] = kl.detach().mean()
         return loss, metrics

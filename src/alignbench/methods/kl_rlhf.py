@@ -1,13 +1,14 @@
 """KL-regularised RLHF: DPOK (Fan et al., 2305.16381), a policy gradient with the steps' KL to the reference in the loss."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from alignbench.gaussian import Gaussian
 from alignbench.methods.base import Method, Metrics
 from alignbench.models.base import Spec
 from alignbench.objectives import (
@@ -95,10 +96,11 @@ class KLRLHF(Method):
 
     def plan(self) -> dict[str, int]:
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
-        rows = self.inner_epochs * self.updates.images * int(self.policy.trained_steps.sum())
+        compared = self.updates.images * int(self.policy.trained_steps.sum())
+        rows = self.inner_epochs * compared
         again = 2 if self.kl > 0 and self.variant == "released" else 1
         policy = {"policy": (self.updates.images * self.policy.sampler.steps + 3 * again * rows) * each}
-        return policy | ({anchor: rows * each} if self.kl > 0 else {})
+        return policy | ({anchor: compared * each} if self.kl > 0 else {})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         policy = list(self.policy.trainable().values())
@@ -108,6 +110,9 @@ class KLRLHF(Method):
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
+        if self.kl > 0:  # once a trajectory, however often it is learned from
+            reference = self.policy.reference
+            rollout = replace(rollout, anchor=(reference.means if self.variant == "exact" else reference.noises)(rollout))
         mean, std = mean_and_std(reward)
         self.collected = {"reward": mean, "reward_std": std}
         match self.baseline:
@@ -148,13 +153,13 @@ class KLRLHF(Method):
             "log_ratio": log_ratio.detach().mean(),
             "clipped": (log_ratio.detach().exp() - 1).abs().gt(self.clip).float().mean(),
         }
-        if self.kl > 0:
+        if batch.anchor is not None:
             if self.variant == "exact":
-                nats = step.kl(self.policy.reference.at(batch)).flatten(1).sum(1)
+                nats = step.kl(Gaussian(batch.anchor, step.std)).flatten(1).sum(1)
                 divergence = self._per_unit(nats)
                 metrics["step_kl"] = nats.detach().mean()
             else:
-                gap = self.policy.eps(batch) - self.policy.reference.eps(batch)  # guided; the step's variance is left out
+                gap = self.policy.eps(batch) - batch.anchor  # guided; the step's variance is left out
                 divergence = self._per_unit(gap.square().flatten(1).sum(1))
                 metrics["eps_gap"] = divergence.detach().mean()
             loss = loss + self.kl * divergence.mean()

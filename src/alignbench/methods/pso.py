@@ -44,12 +44,16 @@ class PSO(Method):
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
         return {
             "policy": (self.updates.images * self.policy.sampler.steps + 6 * self.updates.trained_rows) * each,
-            anchor: self.updates.images * int(self.policy.trained_steps.sum()) * each,
+            anchor: self.spared,
         }
+
+    @property
+    def spared(self) -> int:
+        return self.updates.images * int(self.policy.trained_steps.sum()) * self.policy.sampler.evaluations
 
     def collect(self, prompts: list[str], draws: Draws) -> Minibatches:
         rollout, scores = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))))
-        rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
+        rollout = replace(rollout, log_prob=self.policy.reference_log_prob(rollout, "image"))
         win, lose, decided = ranked(scores[:, None], self.updates.images_per_prompt, self.margin)
         self.collected = {"reward": scores.nanmean().item(), "decided": decided.float().mean().item()}
         if self.ties == "second_wins":

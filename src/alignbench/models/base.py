@@ -67,6 +67,10 @@ class Diffusion(nn.Module, ABC):
         """The parameters of `who`, by a name that is stable across runs."""
 
     @abstractmethod
+    def moved(self, who: str) -> bool:
+        """Whether any weight of `who` is another than where it started."""
+
+    @abstractmethod
     def rescale(self, who: str, scale: float) -> None:
         """Move `who` along the line from where it started: 0 is there, 1 is where it stands, and more goes beyond."""
 

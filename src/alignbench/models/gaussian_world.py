@@ -60,6 +60,9 @@ class GaussianWorld(VariancePreserving):
     def trainable(self, who: str) -> dict[str, nn.Parameter]:
         return dict(self.copies[who].named_parameters())
 
+    def moved(self, who: str) -> bool:
+        return any(bool(parameter.any()) for parameter in self.trainable(who).values())
+
     @torch.no_grad()
     def rescale(self, who: str, scale: float) -> None:
         for parameter in self.trainable(who).values():

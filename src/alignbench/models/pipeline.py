@@ -259,6 +259,13 @@ class Pipeline(Diffusion):
         return dict(self._network(who).named_parameters())
 
     @torch.no_grad()
+    def moved(self, who: str) -> bool:
+        if who in self.adapters:
+            return any(bool(parameter.any()) for name, parameter in self.trainable(who).items() if "lora_B" in name)
+        start = dict(self._network(self.start).named_parameters())
+        return any(not torch.equal(parameter, start[name].to(parameter)) for name, parameter in self.trainable(who).items())
+
+    @torch.no_grad()
     def rescale(self, who: str, scale: float) -> None:
         """A LoRA's update B A through B, which started as 0; a full copy between its start's weights and its own."""
         if who in self.adapters:
