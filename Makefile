@@ -5,6 +5,7 @@ WORKERS ?= 0                # pytest processes: `make test WORKERS=2`; 0 runs in
 TIER    ?= sandbox          # of `make reproduce`: sandbox or paper
 TABLE   ?=                  # which of experiments/: `make reproduce TABLE=ddpo_table1`; none: all
 SEEDS   ?=                  # in place of a table's own: `make reproduce SEEDS=0`
+QUICK   ?=                  # of `make bench`: QUICK=1 for the short one
 ARGS    ?=                  # more arguments: `make demo ARGS="seed=1"`, `make test ARGS="-k ddim"`
 UV      ?= uv               # only `make lock` needs it
 
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser prove compare equal-budget goodhart reproduce parity check format lock wheel clean
+.PHONY: help setup demo test test-slow test-browser prove compare equal-budget goodhart reproduce bench parity check format lock wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,10 @@ endif
 reproduce: $(STAMP)  ## papers' tables: on the sandbox whether their claims hold, with TIER=paper their numbers on a GPU
 	@$(BIN)/python -m alignbench reproduce $(TABLE) tier=$(strip $(TIER)) $(addprefix seeds=,$(strip $(SEEDS))) \
 		launcher=local launcher.jobs=2 $(ARGS)
+
+bench: export HF_HUB_OFFLINE := 1
+bench: $(STAMP)  ## speed beside the plain loop of public scripts, at most 40 minutes on 2 cores, alone; QUICK=1: 5 minutes
+	@$(BIN)/python benchmarks/bench.py $(if $(strip $(QUICK)),--quick) $(ARGS)
 
 # not offline: uv fetches what its cache lacks; the judges themselves ask no hub
 parity: export OMP_NUM_THREADS ?= 2

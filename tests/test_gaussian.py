@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignbench.gaussian import Gaussian
-from alignbench.rng import generator
+from alignbench.rng import generator, normal
 
 
 def a_step(dtype: torch.dtype = torch.float64) -> Gaussian:
@@ -44,13 +44,13 @@ def test_kl_of_different_steps_is_refused() -> None:
 
 def test_samples_have_the_mean_and_std_of_the_step() -> None:
     step = Gaussian(torch.full((4000, 1, 2, 2), 0.7, dtype=torch.float64), torch.full((4000, 1, 1, 1), 0.3, dtype=torch.float64))
-    y = step.sample([generator(0, "test", 0, i) for i in range(4000)])
+    y = step.sample(normal((1, 2, 2), [generator(0, "test", 0, i) for i in range(4000)], like=step.mean))
     assert abs(y.mean().item() - 0.7) < 0.01
     assert abs(y.std().item() - 0.3) < 0.01
 
 
 def test_a_row_is_drawn_from_its_own_generator_alone() -> None:
-    step = a_step()
-    alone = Gaussian(step.mean[3:4], step.std[3:4]).sample([generator(0, "row", 0, 3)])
-    together = step.sample([generator(0, "row", 0, i) for i in range(5)])
+    like = torch.empty(0, dtype=torch.float64)
+    alone = normal((2, 3, 3), [generator(0, "row", 0, 3)], like)
+    together = normal((2, 3, 3), [generator(0, "row", 0, i) for i in range(5)], like)
     assert torch.equal(alone[0], together[3])

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignbench.rng import Generators, normal
-
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -16,9 +14,9 @@ class Gaussian:
     mean: Tensor  # [N,C,h,w]
     std: Tensor  # [N,1,1,1]
 
-    def sample(self, generators: Generators) -> Tensor:
-        """One draw a row, from that row's own generator: [N,C,h,w]."""
-        return self.mean + self.std * normal(self.mean.shape[1:], generators, like=self.mean)
+    def sample(self, noise: Tensor) -> Tensor:
+        """The draw that standard normal noise [N,C,h,w] makes."""
+        return self.mean + self.std * noise
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Elementwise log-density of y [N,C,h,w] in nats, at least in fp32; the caller chooses the reduction."""

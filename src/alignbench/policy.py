@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from alignbench import ranks
 from alignbench.gaussian import Gaussian
 from alignbench.models.base import Diffusion, Who
-from alignbench.rng import Generators
+from alignbench.rng import Generators, normal
 from alignbench.samplers.base import Sampler
 from alignbench.tables import Rollout, Transition
 
@@ -83,10 +83,12 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def _rollout(self, cond: Tensor, over: Over, generators: Generators, x: Tensor) -> Rollout:
-        states, log_probs = [x], []
-        for index, likely in enumerate(self.trained_steps.tolist()):
+        states, log_probs, trained = [x], [], self.trained_steps.tolist()
+        on_host = torch.empty(0, dtype=x.dtype)
+        noise = torch.stack([normal(x.shape[1:], generators, like=on_host) for _ in trained]).to(x.device)  # at once: no step waits
+        for index, likely in enumerate(trained):
             step = self.sampler.step(self.model, x, torch.full((len(x),), index, device=x.device), cond, self.who)
-            y = step.sample(generators)
+            y = step.sample(noise[index])
             log_prob = step.log_prob(y) if likely else torch.zeros_like(y)
             log_probs.append(summed(log_prob, over))
             states.append(y)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Diffusion(nn.Module, ABC):
         super().__init__()
         self.meters = Meters()
         self._embeddings: dict[str, Tensor] = {}
+        self._grids: dict[Any, Tensor] = {}
 
     # ---- what a family says
 
@@ -100,6 +101,13 @@ class Diffusion(nn.Module, ABC):
     def train(self, mode: bool = True) -> "Diffusion":
         """Always in eval mode: a dropout that woke up in the update would move the importance ratio away from 1."""
         return super().train(False)
+
+    def time_grid(self, steps: int) -> Tensor:
+        """`times`, on the model's own device: made once, so that no step of a rollout waits for a copy."""
+        key = (steps, self.device, self.shape)  # a flow's times depend on the size of its images
+        if key not in self._grids:
+            self._grids[key] = self.times(steps).to(self.device)
+        return self._grids[key]
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings [B,L,D]; each distinct prompt is embedded once."""

@@ -1,6 +1,7 @@
 """LoRA adapters inside a frozen network (peft), switched without touching requires_grad."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,22 @@ def grow(network: nn.Module, who: str, spec: Spec) -> None:
             parameter.data = parameter.data.float()  # an update of a 16-bit weight is mostly rounded away
 
 
-def switch(network: nn.Module, who: str | None) -> None:
-    """Make `who` the active adapter; None switches all adapters off, which leaves the untouched base.
+def layers(network: nn.Module) -> list[Any]:
+    """The layers that hold adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def switch(layers: list[Any], who: str | None) -> None:
+    """Make `who` the active adapter of a network's layers; None switches all adapters off, which leaves the untouched base.
 
     Sets peft's own flags directly: its public `set_adapter` and `disable_adapters` also flip requires_grad, which would make an inactive
     network's weights fall out of the optimiser's graph.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in network.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer._disable_adapters = who is None
-            layer._active_adapter = [] if who is None else [who]
+    for layer in layers:
+        layer._disable_adapters = who is None
+        layer._active_adapter = [] if who is None else [who]
 
 
 def parameters(network: nn.Module, who: str) -> dict[str, nn.Parameter]:

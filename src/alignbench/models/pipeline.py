@@ -107,6 +107,7 @@ class Pipeline(Diffusion):
         self.vae = self.pipeline[0].vae.float()
         self.copies = nn.ModuleDict()
         self.adapters: dict[str, Who] = {}  # adapter -> the network that it sits in
+        self._adapted: dict[nn.Module, list[Any]] = {}  # each network's layers with adapters, once they have been looked for
         if init is not None:
             self.start = "init"
             self.copies["init"] = self._loaded(init)
@@ -137,7 +138,9 @@ class Pipeline(Diffusion):
 
     def predict(self, x: Tensor, t: Tensor, cond: Tensor, who: Who) -> Tensor:
         network = self._network(self.adapters.get(who, who) if who else None)
-        lora.switch(network, who if who in self.adapters else None)
+        if network not in self._adapted:
+            self._adapted[network] = lora.layers(network)
+        lora.switch(self._adapted[network], who if who in self.adapters else None)
         dtype = next(network.parameters()).dtype
         return self.call(network, x.to(dtype), t, cond.to(dtype))
 
@@ -251,6 +254,7 @@ class Pipeline(Diffusion):
             self.copies[who] = network.float() if self.dtype == torch.float32 else network
         else:
             lora.grow(self._network(start), who, spec)
+            self._adapted.clear()
             self.adapters[who] = start
 
     def trainable(self, who: str) -> dict[str, nn.Parameter]:

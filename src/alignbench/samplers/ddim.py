@@ -20,7 +20,7 @@ class DDIM:
 
     def _schedule(self, model: Diffusion, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Time, alpha-bar here, alpha-bar of the next state, and the step's std, for steps k [N]."""
-        times = model.times(self.steps).to(k.device)
+        times = model.time_grid(self.steps).to(k.device)
         alpha_bar = model.get_buffer("alpha_bar").to(k.device)
         here, there = alpha_bar[times[k]], alpha_bar[times[k + 1]]
         eta = self.eta * (k < self.steps - self.deterministic)
@@ -29,7 +29,7 @@ class DDIM:
         return times[k], here, there, std
 
     def time(self, model: Diffusion, k: Tensor) -> Tensor:
-        return model.times(self.steps).to(k.device)[k]
+        return model.time_grid(self.steps).to(k.device)[k]
 
     def x0(self, model: Diffusion, x: Tensor, k: Tensor, cond: Tensor, who: Who) -> Tensor:
         return model.x0(x, self.time(model, k), cond, who, self.guidance)

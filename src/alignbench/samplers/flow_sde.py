@@ -25,7 +25,7 @@ class FlowSDE:
                 f"sampler=flow_sde steps along a velocity, and this model predicts {model.prediction}: "
                 "it goes with flow-matching models (Stable Diffusion 3, FLUX); for Stable Diffusion 1 and 2 take sampler=ddim"
             )
-        times = model.times(self.steps).to(k.device)
+        times = model.time_grid(self.steps).to(k.device)
         t, dt = times[k], times[k + 1] - times[k]
         below = torch.where(t == 1, times[1], t)  # S is infinite at t = 1; there the released code takes the next time in 1 - t alone
         noise = self.noise * (k < self.steps - self.deterministic).to(t.dtype)

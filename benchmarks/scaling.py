@@ -1,0 +1,58 @@
+"""How alignbench's epoch of DDPO grows with images, steps, resolution and rank, and its memory with steps."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from architectures import small
+from remote import remote, say
+from sides import Case, Ours
+
+GROWN = {"images": (4, 8, 16), "steps": (4, 8, 16), "resolution": (8, 16, 24), "rank": (4, 16, 64)}  # resolution: of latents
+LEAST = {"images": 4, "steps": 4, "resolution": 16, "rank": 4}
+REPEATS = 3
+
+
+class Sized:
+    """Makes the small pipeline for other resolutions."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def epoch(self) -> None:
+        for size in GROWN["resolution"]:
+            small(self.folder / f"at-{size}", size)
+
+
+def off_the_line(x: list[float], y: list[float]) -> float:
+    """How far the furthest point lies from the straight line of least squares, as a share of the line there."""
+    slope, start = np.polyfit(x, y, 1)
+    line = slope * np.array(x) + start
+    return float(np.abs(np.array(y) / line - 1).max())
+
+
+def scaling(folder: Path, quick: bool) -> dict[str, Any]:
+    with remote(lambda: Sized(folder)) as (maker,):
+        maker.ask("epoch")
+    found: dict[str, Any] = {}
+    say(f"\n{'DDPO, LoRA: processor seconds an epoch of':<44}{'':<36}furthest from a straight line")
+    for name, values in GROWN.items():
+        seconds, memory = [], []
+        for value in values:
+            numbers = LEAST | {name: value}
+            case = Case(
+                folder / f"at-{numbers['resolution']}", "ddpo", "lora", numbers["images"], numbers["steps"], 4, rank=numbers["rank"]
+            )
+            with remote(lambda case=case: Ours(case)) as (ours,):
+                epochs = [ours.ask("epoch") for _ in range(REPEATS + 1)][1:]
+                memory.append(ours.ask("memory"))
+            seconds.append(statistics.median(each["rollout_processor"] + each["update_processor"] for each in epochs))
+        against = [value**2 for value in values] if name == "resolution" else list(values)  # pixels
+        off = off_the_line([float(each) for each in against], seconds)
+        found[name] = {"values": list(values), "seconds": seconds, "off_the_line": off, "peak_bytes": memory}
+        points = ", ".join(f"{value}: {second:.2f}" for value, second in zip(values, seconds, strict=True))
+        say(f"{name:<12}{points:<68}{off:.1%}")
+    steps = found["steps"]["peak_bytes"]
+    say(f"peak memory at {GROWN['steps']} steps: {', '.join(f'{each / 1e6:.1f}' for each in steps)} MB")
+    return found

@@ -1,0 +1,325 @@
+"""alignbench and the plain loop on one piece of work: what each does an epoch, timed, and where it spends it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback
+from plain import Plain
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from alignbench.compose import compose
+from alignbench.config import arguments
+from alignbench.experiment import Experiment, made
+from alignbench.methods.di_star import CriticTurn
+from alignbench.models.stable_diffusion import StableDiffusion
+from alignbench.rewards.brightness import Brightness, LightLeft
+from alignbench.rng import Draws, generator
+from alignbench.rollouts import Rollouts
+
+REWARD = {"pxpo": "light_left", "di_star": "brightness"}
+NUMBERS = {
+    "ddpo": ["method.advantage=batch"],
+    "d3po": [],
+    "pxpo": [],
+    "kl_rlhf": ["method.inner_epochs=1"],
+    "pso": [],
+    "di_star": ["method.turns=1"],
+}
+MODEL = {"pso": "sandbox_four_step", "di_star": "sandbox_one_step"}  # for their samplers; the weights are the small pipeline's
+PAIRED = ("d3po", "pso")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on the pipeline in `folder`: an epoch of one optimiser step on `images`; later: after weights have moved."""
+
+    folder: Path
+    method: str
+    adapter: str
+    images: int
+    steps: int
+    micro_batch: int
+    later: bool = False
+    rank: int = 4
+    processes: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.adapter}{' later' * self.later}, micro-batch {self.micro_batch}"
+
+    @property
+    def words(self) -> list[str]:
+        model = MODEL.get(self.method, "sandbox")
+        items = self.images // 2 if self.method in PAIRED else self.images
+        return [
+            f"method={self.method}",
+            f"model={model}",
+            f"model.path={self.folder}",
+            *(["model.init=null"] if model != "sandbox" else ["sampler.deterministic=0", f"sampler.steps={self.steps}", "guidance=5"]),
+            "recipe=none",
+            f"reward={REWARD.get(self.method, 'brightness')}",
+            f"adapter={self.adapter}",
+            f"lora.rank={self.rank}",
+            f"lora.alpha={self.rank}",
+            f"method.batch={items}",
+            *([] if self.method == "di_star" else [f"method.images={self.images}"]),
+            *NUMBERS[self.method],
+            f"eval.batch={self.micro_batch}",
+            f"trainer.micro_batch={self.micro_batch}",
+            f"trainer.devices={self.processes}",
+            "trainer.accelerator=cpu",
+            "eval=plain",
+            "epochs=1",
+        ]
+
+
+class Side(Protocol):
+    def collect(self) -> None: ...
+    def update(self, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """By hand, without a trainer; the gradients [of every weight by name] before they are clipped."""
+
+    def epoch(self) -> dict[str, float]:
+        """An epoch from the same start, in seconds of the wall and of the processor, of collecting and of learning."""
+
+    def networks(self) -> list[nn.Module]: ...
+
+
+class Clock:
+    """Seconds by name, of the wall and of this process' processors."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        wall, processor = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[f"{name}_wall"] = self.seconds.get(f"{name}_wall", 0.0) + time.perf_counter() - wall
+        self.seconds[f"{name}_processor"] = self.seconds.get(f"{name}_processor", 0.0) + time.process_time() - processor
+
+
+class Ours:
+    """alignbench itself: the experiment that the words compose, and Lightning's trainer."""
+
+    def __init__(self, case: Case, strategy: Any = "auto"):
+        self.case, self.strategy = case, strategy
+        self.experiment = Experiment.build(compose(case.words).config)
+        self.method, model = self.experiment.method, self.experiment.model
+        assert isinstance(model, StableDiffusion)
+        self.model = model
+        if case.later:
+            for name, parameter in sorted(self.policy.items()):
+                parameter.data += 1e-3 * torch.randn(parameter.shape, generator=generator(0, name))
+        self.trained = {who: model.trainable(who) for who in ("policy", *self.method.copies)}
+        self.start = {who: {name: each.detach().clone() for name, each in weights.items()} for who, weights in self.trained.items()}
+
+    @property
+    def policy(self) -> dict[str, nn.Parameter]:
+        return self.model.trainable("policy")
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model.denoiser, *self.model.copies.values()]
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        for who, weights in self.trained.items():
+            for name, parameter in weights.items():
+                parameter.copy_(self.start[who][name])
+
+    def collect(self) -> None:
+        self.reset()
+        self.batches = self.experiment.collect()
+
+    def update(self, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        optimizer, found = self.method.configure_optimizers(), {}
+        optimizer.zero_grad()
+        for number, batch in enumerate(self.batches, 1):
+            loss, _ = self.method.loss(batch)
+            backward(loss / self.method.updates.accumulate)
+            if number % self.method.updates.accumulate == 0:
+                for who in ("policy", "critic") if "critic" in self.trained else ("policy",):
+                    found |= {name: each.grad.clone() for name, each in self.trained[who].items() if each.grad is not None}
+                optimizer.step()
+                optimizer.zero_grad()
+        return found
+
+    def epoch(self) -> dict[str, float]:
+        clock = Clock()
+
+        def collect() -> Any:
+            with clock.on("rollout"):
+                return self.experiment.collect()
+
+        self.reset()
+        over = Over()
+        settings = arguments("trainer", self.experiment.config["trainer"]) | {"max_epochs": 1, "strategy": self.strategy}
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = made(settings, accumulate_grad_batches=self.method.updates.accumulate, callbacks=[over], **quiet)
+        trainer.fit(self.method, Rollouts(collect, len(self.method.updates)))
+        return clock.seconds | {f"update_{kind}": over.seconds[kind] - clock.seconds[f"rollout_{kind}"] for kind in ("wall", "processor")}
+
+
+class Over(Callback):
+    """What an epoch of a trainer takes from its start to its end."""
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.began = time.perf_counter(), time.process_time()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.seconds = {"wall": time.perf_counter() - self.began[0], "processor": time.process_time() - self.began[1]}
+
+
+class Usual:
+    """The plain loop, with alignbench's first weights, prompts and draws, as `given` has them."""
+
+    def __init__(self, case: Case, given: dict[str, Any]):
+        self.case, self.draws = case, Draws(0, 0)
+        self.prompts, self.turns, self.start, self.shape = (given[key] for key in ("prompts", "turns", "start", "shape"))
+        reward = LightLeft() if case.method == "pxpo" else Brightness()
+        score = (lambda images: reward.map(images, [])) if case.method == "pxpo" else (lambda images: reward(images, []))
+        numbers = case.method, case.adapter, case.micro_batch, given["method"], given["sampler"], case.rank
+        self.plain = Plain(case.folder, *numbers, score)
+
+    def networks(self) -> list[nn.Module]:
+        return [*self.plain.networks.values(), *([self.plain.reference] if hasattr(self.plain, "reference") else [])]
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        for who, network in self.plain.networks.items():
+            there = dict(network.named_parameters())
+            for name, value in self.start[who].items():
+                there[name].copy_(value)
+        self.plain.optimizer.state.clear()
+
+    def collect(self) -> None:
+        self.reset()
+        if self.case.method == "di_star":
+            return
+        start = None
+        if self.case.method == "d3po":
+            starts = self.draws.each("start", range(len(self.prompts) // 2))
+            start = torch.stack([torch.randn(self.shape, generator=each) for each in starts]).repeat_interleave(2, 0)
+        self.plain.collect(self.prompts, self.draws.each("rollout", range(len(self.prompts))), start)
+
+    def _learn(self) -> None:
+        if self.case.method == "di_star":
+            for kind, prompts, *draws in self.turns:
+                self.plain.turn(kind, prompts, draws)
+        else:
+            self.plain.update()
+
+    def update(self, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        usual, found = self.plain.apply, {}
+
+        def apply() -> None:
+            for network in self.plain.networks.values():
+                found.update({name: each.grad.clone() for name, each in network.named_parameters() if each.grad is not None})
+            usual()
+
+        self.plain.backward, self.plain.apply = backward, apply  # type: ignore[method-assign]
+        try:
+            self._learn()
+        finally:
+            self.plain.backward, self.plain.apply = Tensor.backward, usual  # type: ignore[method-assign]
+        return found
+
+    def epoch(self) -> dict[str, float]:
+        clock = Clock()
+        with clock.on("rollout"):
+            self.collect()
+        with clock.on("update"):
+            self._learn()
+        return clock.seconds
+
+
+def given(ours: Ours) -> dict[str, Any]:
+    """What the plain loop needs in order to do the same work: first weights, numbers, prompts and, of DI*, the turns' draws."""
+    seen: list[list[str]] = []
+    collect = ours.method.collect
+
+    def noted(prompts: list[str], draws: Draws) -> Any:
+        seen.append(prompts)
+        return collect(prompts, draws)
+
+    ours.method.collect = noted  # type: ignore[method-assign]
+    batches, config, turns = ours.experiment.collect(), ours.experiment.config, []
+    ours.method.collect = collect  # type: ignore[method-assign]
+    if ours.case.method == "di_star":
+        for turn in replace(batches, steps=replace(batches.steps, at_most=10**6)):
+            kind = "critic" if isinstance(turn, CriticTurn) else "generator"
+            turns.append((kind, list(turn.prompts), turn.z[:, 0], turn.eps, turn.t))
+    return {
+        "start": {who: weights for who, weights in ours.start.items() if who != "ema"},
+        "method": config["method"],
+        "sampler": config["sampler"],
+        "shape": ours.model.shape,
+        "prompts": seen[0],
+        "turns": turns,
+    }
+
+
+class Watch:
+    """Processor seconds inside the denoisers' forward and backward passes.
+
+    A backward pass counts from where the gradient reaches a denoiser's output to its end: what lies before in the graph is the denoiser.
+    """
+
+    def __init__(self, networks: list[nn.Module]):
+        self.seconds, self._entered, self._reached = 0.0, 0.0, 0.0
+        self._hooks = [network.register_forward_pre_hook(self._enter) for network in networks]
+        self._hooks += [network.register_forward_hook(self._leave) for network in networks]
+
+    def _enter(self, *_: Any) -> None:
+        self._entered = time.process_time()
+
+    def _leave(self, network: nn.Module, given: Any, output: Any) -> None:
+        self.seconds += time.process_time() - self._entered
+        if output.sample.requires_grad:
+            output.sample.register_hook(self._reach)
+
+    def _reach(self, gradient: Tensor) -> None:
+        self._reached = self._reached or time.process_time()
+
+    def backward(self, loss: Tensor) -> None:
+        self._reached = 0.0
+        loss.backward()
+        if self._reached:
+            self.seconds += time.process_time() - self._reached
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def inside(side: Side) -> dict[str, float]:
+    """Processor seconds in the denoisers, of collecting and of learning."""
+    watch = Watch(side.networks())
+    side.collect()
+    rollout, watch.seconds = watch.seconds, 0.0
+    side.update(watch.backward)
+    watch.close()
+    return {"rollout": rollout, "update": watch.seconds}
+
+
+def operations(side: Side) -> dict[str, dict[str, int]]:
+    """Floating-point operations of collecting and of learning: convolutions, and all matrix products."""
+    found = {}
+    for name, work in {"rollout": side.collect, "update": lambda: side.update(Tensor.backward)}.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counts = {str(key): value for key, value in counter.get_flop_counts().get("Global", {}).items()}
+        convolutions = sum(value for key, value in counts.items() if "convolution" in key)
+        found[name] = {"convolution": convolutions, "matmul": sum(counts.values()) - convolutions}
+    return found
+
+
+def memory(what: str) -> int:
+    """Bytes that this process holds (VmRSS) or has held at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
