@@ -1,9 +1,11 @@
 """A window of noisy steps, a fraction of the trained ones, smaller images: what each leaves out, and that it leaves the rest alone."""
 
+import re
 from collections import Counter
 from dataclasses import fields
 from itertools import combinations
 from math import comb
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from alignbench.compose import compose
 from alignbench.config import ConfigError
-from alignbench.experiment import Experiment
+from alignbench.experiment import Experiment, planned
 from alignbench.methods.base import Method
 from alignbench.rng import Draws
 from alignbench.samplers.ddim import DDIM
@@ -135,6 +137,18 @@ def test_a_windows_steps_alone_have_a_likelihood_in_a_rollout() -> None:
     assert not torch.isclose(start.x[:, 2], rollout.x[:, 2]).any()
 
 
+PAGE = (Path(__file__).parents[1] / "docs" / "savings.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (none|`[^|]*`) \| ([\d,]+) \|", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words, evaluations", ROWS)
+def test_the_page_says_what_is_planned(words: str, evaluations: str) -> None:
+    assert len(ROWS) == 5
+    more = [] if words == "none" else words.strip("`").split()
+    config = compose(["sampler.steps=10", "sampler.deterministic=1", "eval=plain", *more]).config
+    assert f"{planned(config['epochs'], Experiment.build(config).method):,}" == evaluations
+
+
 # --- a fraction of the steps
 
 
@@ -235,7 +249,7 @@ def test_a_run_at_another_size_says_so_and_can_be_evaluated_at_its_own() -> None
     built = Experiment.build(config)
     plan = built.plan()
     for line in (
-        r"noise                in steps [0, 2] of 3 alone, counted from 0, the second left out (sampler.window)",
+        r"noise                in steps 0 to 1 of 0 to 2 alone (sampler.window)",
         r"trained steps        1 of an image's 2, drawn for each update (method.fraction)",
         r"image size           16x16 (model.pixels), 32x32 in evaluation (eval.pixels)",
     ):

@@ -336,7 +336,7 @@ def savings(config: dict[str, Any], method: Method) -> dict[str, str]:
     """What training leaves out, each by the key that says so (docs/savings.md)."""
     lines, updates = {}, method.updates
     if window := config["sampler"].get("window"):
-        lines["noise"] = f"in steps {window} of {config['sampler']['steps']} alone, counted from 0, the second left out (sampler.window)"
+        lines["noise"] = f"in steps {window[0]} to {window[1] - 1} of 0 to {config['sampler']['steps'] - 1} alone (sampler.window)"
     if isinstance(updates, Updates) and updates.fraction is not None:
         lines["trained steps"] = f"{updates.each} of an image's {int(updates.trained.sum())}, drawn for each update (method.fraction)"
     sizes = [
