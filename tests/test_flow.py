@@ -222,6 +222,14 @@ def test_sizes_are_checked_and_default_to_the_pipelines_own(flow_folders: dict[s
     for family in FAMILIES:
         with pytest.raises(ValueError, match=r"model\.pixels=18.*multiples of 4 pixels"):
             a_model(family, flow_folders, pixels=18)
+        small, large = (a_model(family, flow_folders, pixels=pixels) for pixels in (PIXELS, 2 * PIXELS))
+        before = small.sigmas
+        with small.sized(2 * PIXELS):  # as if it had been made for that size: FLUX's schedule is another there
+            assert small.shape == large.shape
+            assert torch.equal(small.sigmas, large.sigmas)
+            assert torch.equal(small.times(4), large.times(4))
+        assert torch.equal(small.sigmas, before)
+        assert torch.equal(small.sigmas, large.sigmas) is (family == "sd3")
 
 
 def test_embedded_guidance_goes_with_the_network(flow_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -183,6 +183,21 @@ def test_the_last_steps_can_be_deterministic() -> None:
         assert torch.equal(made[1].std[index], made[same].std[index])
 
 
+def test_a_window_has_the_only_steps_with_noise() -> None:
+    """In it they are the plain sampler's bit for bit, outside it the flow's Euler steps."""
+    model, steps = ExactFlow(), 6
+    windowed = FlowSDE(steps=steps, noise=A, guidance=1.0, deterministic=2, window=(2, 6))
+    assert windowed.stochastic(model).nonzero().flatten().tolist() == [2, 3]
+    x, k, cond = states(steps), torch.arange(steps), model.encode(["a"] * steps)
+    made = [each.step(model, x, k, cond, None) for each in (sde(steps), windowed, sde(steps, noise=0.0))]
+    for index, same in enumerate((2, 2, 0, 0, 2, 2)):
+        assert torch.equal(made[1].mean[index], made[same].mean[index])
+        assert torch.equal(made[1].std[index], made[same].std[index])
+        assert not torch.equal(made[1].mean[index], made[2 - same].mean[index])
+    with pytest.raises(ValueError, match=r"^sampler\.window=\[2, 7\]: not within 0\.\.6"):
+        FlowSDE(steps=steps, noise=A, guidance=1.0, deterministic=0, window=(2, 7))
+
+
 def test_the_clean_latent_is_finite_at_pure_noise() -> None:
     model = ExactFlow()
     x, cond = states(2), model.encode(["a", "a"])

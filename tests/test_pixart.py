@@ -140,6 +140,14 @@ def test_a_deterministic_rollout_is_the_pipelines_own_image(kind: str, pixart: d
     theirs = as_ddim(pipeline(pixart[kind]))(PROMPTS, num_inference_steps=5, latents=x, output_type="pt", **PLAIN).images
     close(ours, theirs, atol=1e-4)
     assert ours.std() > 0.05
+    with pytest.raises(ValueError, match=r"^eval\.pixels=20: this model's images are multiples of 8 pixels"), model.sized(20):
+        pass  # 5 of the latent's, and the transformer takes squares of 2x2
+    with model.sized(16):
+        x, _, _ = inputs(model)
+        ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
+    pipe = as_ddim(pipeline(pixart[kind]))
+    close(ours, pipe(PROMPTS, num_inference_steps=5, latents=x, output_type="pt", **PLAIN, height=16, width=16).images, atol=1e-4)
+    assert ours.shape[2:] == (16, 16)
 
 
 def test_the_grid_is_the_pipelines_own_but_for_rounding(pixart: dict[str, Path]) -> None:

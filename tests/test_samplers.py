@@ -82,3 +82,28 @@ def test_the_last_steps_can_be_deterministic(world: GaussianWorld) -> None:
     for k, same in enumerate((0, 0, 0, 2, 2)):
         assert torch.equal(steps[1].mean[k], steps[same].mean[k])
         assert torch.equal(steps[1].std[k], steps[same].std[k])
+
+
+@pytest.mark.parametrize("deterministic", [0, 2])
+def test_a_window_has_the_only_steps_with_noise(deterministic: int, world: GaussianWorld) -> None:
+    """In it they are the plain sampler's bit for bit, outside it the eta = 0 steps."""
+    noisy, windowed, still = (
+        DDIM(steps=6, eta=1.0, guidance=1.0, deterministic=deterministic, window=None),
+        DDIM(steps=6, eta=1.0, guidance=1.0, deterministic=deterministic, window=(1, 5)),
+        DDIM(steps=6, eta=0.0, guidance=1.0, deterministic=0),
+    )
+    inside = [k for k in (1, 2, 3, 4) if k < 6 - deterministic]
+    assert windowed.stochastic(world).nonzero().flatten().tolist() == inside
+    x = torch.randn(6, 1, 2, 2, generator=generator(0, "x"), dtype=torch.float64)
+    steps = [each.step(world, x, torch.arange(6), world.encode([""] * 6), None) for each in (noisy, windowed, still)]
+    for k in range(6):
+        same, other = (0, 2) if k in inside else (2, 0)
+        assert torch.equal(steps[1].mean[k], steps[same].mean[k])
+        assert torch.equal(steps[1].std[k], steps[same].std[k])
+        assert torch.equal(steps[1].std[k], steps[other].std[k]) is (k >= 6 - deterministic)
+
+
+@pytest.mark.parametrize("window", [(0, 7), (4, 2), (8, 9)])
+def test_a_window_outside_the_steps_is_named(window: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"^sampler\.window=\[\d, \d\]: not within 0\.\.6; write \[first, last\)"):
+        DDIM(steps=6, eta=1.0, guidance=1.0, deterministic=0, window=window)

@@ -92,15 +92,20 @@ def test_the_condition_holds_the_pooled_embedding_in_more_rows(sdxl: Path) -> No
 
 
 @pytest.mark.step("rollout")
-def test_a_deterministic_rollout_is_the_pipelines_own_image(sdxl: Path) -> None:
-    model, pipe = a_model(sdxl), pipeline(sdxl)
+@pytest.mark.parametrize("pixels", [32, 16])
+def test_a_deterministic_rollout_is_the_pipelines_own_image(sdxl: Path, pixels: int) -> None:
+    """The UNet is told another size, too, which an evaluation's size changes for its own time."""
+    model, pipe = a_model(sdxl, pixels=pixels), pipeline(sdxl)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     policy = Policy(model, DDIM(steps=6, eta=0.0, guidance=5.0, deterministic=0), None, chunk=8)
     x = torch.randn(2, *model.shape, generator=generator(0, "x"))
     ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
-    theirs = pipe(PROMPTS, num_inference_steps=6, guidance_scale=5.0, latents=x, output_type="pt").images
+    theirs = pipe(PROMPTS, num_inference_steps=6, guidance_scale=5.0, latents=x, output_type="pt", height=pixels, width=pixels).images
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert ours.std() > 0.01
+    with model.sized(8):
+        assert model.sizes == [8, 8, 0, 0, 8, 8]
+    assert model.sizes == [pixels, pixels, 0, 0, pixels, pixels]
 
 
 @pytest.mark.step("decode")

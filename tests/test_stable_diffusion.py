@@ -18,8 +18,8 @@ from alignbench.samplers.ddim import DDIM
 PROMPTS = ["a small red circle at the left on a blue background", "a large white ring in the centre on a green background"]
 
 
-def a_model(spec: Spec | None = None, perturb: bool = False) -> StableDiffusion:
-    model = StableDiffusion(path=SANDBOX, revision=None, init=None, gated=False, dtype="float32", schedule={})
+def a_model(spec: Spec | None = None, perturb: bool = False, pixels: int | None = None) -> StableDiffusion:
+    model = StableDiffusion(path=SANDBOX, revision=None, init=None, gated=False, dtype="float32", schedule={}, pixels=pixels)
     if spec:
         model.grow("policy", spec)
         if perturb:  # as if it had been trained
@@ -102,13 +102,16 @@ def test_guided_noise_is_the_pipelines_own() -> None:
 
 
 @pytest.mark.step("rollout")
-def test_a_deterministic_rollout_is_the_pipelines_own_image() -> None:
-    model, pipe = a_model(), pipeline()
+@pytest.mark.parametrize("pixels", [None, 16, 20, 64])
+def test_a_deterministic_rollout_is_the_pipelines_own_image(pixels: int | None) -> None:
+    """Of any size that the VAE makes: 20 pixels are 5 of the latent's, which the UNet cannot halve evenly."""
+    model, pipe = a_model(pixels=pixels), pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     policy = Policy(model, DDIM(steps=6, eta=0.0, guidance=3.0, deterministic=0), None, chunk=8)
     x = torch.randn(2, *model.shape, generator=generator(0, "x"))
     ours = policy.images(policy.rollout(PROMPTS, "image", Draws(0, 0).each("r", range(2)), x=x))
     theirs = pipe(PROMPTS, num_inference_steps=6, guidance_scale=3.0, latents=x, output_type="pt").images
+    assert ours.shape[2:] == (pixels or 32, pixels or 32)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 

@@ -22,10 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignbench.check import ROOTS, check, file_of, read_choice, short
+from alignbench.check import NODES, ROOTS, check, file_of, read_choice, short
 from alignbench.config import GROUPS, HOST_ONLY, ConfigError, arguments, choices, conf_folder, parted
 from alignbench.datasets.shards import matches
-from alignbench.signatures import fact_of, nearest
+from alignbench.signatures import arguments_of, constructor_of, fact_of, nearest
 
 RESULTS_VERSION = 2  # raised by hand when the same config gives other numbers
 OVERLAYS = ("recipe", "experiment")
@@ -340,7 +340,11 @@ def _host_only(key: str) -> bool:
 def _identity(config: dict) -> dict:
     """The config without what changes no result: where and how fast a run goes, and the facts, whose consequences are in the config."""
     identity = {
-        name: {key: item for key, item in arguments(name, node).items() if not _host_only(f"{name}.{key}")}
+        name: {
+            key: item
+            for key, item in arguments(name, node).items()
+            if not _host_only(f"{name}.{key}") and not (item is None and _optional(name, key, node))
+        }
         if isinstance(node, dict)
         else node
         for name, node in config.items()
@@ -351,6 +355,13 @@ def _identity(config: dict) -> dict:
     if config["trainer"].get("vae_tiling"):  # the one economy that can change an image
         identity["trainer"]["vae_tiling"] = True
     return identity
+
+
+def _optional(group: str, key: str, node: dict) -> bool:
+    """Whether a class of ours does without the value. Its null then says nothing, and runs older than the key keep their hash."""
+    target = str(node.get("_target_", ""))
+    taken = constructor_of(target) if target.startswith("alignbench.") else arguments_of(NODES[group]) if group in NODES else {}
+    return key in taken and taken[key].kind == "value" and not taken[key].required
 
 
 def _hash(identity: dict, output: Path) -> str:

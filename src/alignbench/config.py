@@ -90,6 +90,7 @@ class Eval:
     coverage_neighbours: Count  # k of density and coverage
     peak: Literal["held_out", "trained"] | None  # whose validation scores choose the best checkpoint; null: none is chosen
     patience: Count | None  # validations without a new peak after which training stops; null: it goes on
+    pixels: Count | None = None  # height and width of evaluated images; null: as in training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from alignbench.rewards.judge import Guard, Judge
 from alignbench.rewards.memory import Memory
 from alignbench.rewards.quarantine import Quarantine
 from alignbench.rng import Draws
+from alignbench.schedule import Updates
 
 WHO = "policy"
 COLUMNS = ("who", "split", "seed", "epoch", "prompt_id", "prompt", "k", "image")  # of samples.parquet, beside what judges and measures give
@@ -118,6 +119,8 @@ class Experiment:
             raise ValueError(lacking)
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
+        with model.sized(config["eval"].get("pixels")):
+            pass  # a size that cannot be is said before training, not after
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
         if config["epochs"]:
             model.grow(WHO, spec, model.start)
@@ -193,7 +196,7 @@ class Experiment:
     def scored(self, split: str, count: int, policy: Policy) -> Scored:
         options, prompts = self.config["eval"], getattr(self.prompts, split)
         chosen = {index: prompts[index] for index in spread(prompts, count)}
-        with self.precision():
+        with self.precision(), self.model.sized(options.get("pixels")):
             return score(policy, self.judges, self.measures, chosen, options["images"], options["noise"])
 
     def sets(self, scored: dict[str, Scored]) -> list[dict[str, Any]]:
@@ -322,11 +325,26 @@ def planned(epochs: int, method: Method) -> int:
 
 def costs(config: dict[str, Any], method: Method) -> dict[str, str]:
     epochs, updates = config["epochs"], method.updates
-    return {
+    return savings(config, method) | {
         "epochs": f"{epochs}, each {updates.images} prompts and {len(updates) // updates.accumulate} updates",
         "reward queries": f"{epochs * method.queries:,}",
         "network evaluations": f"{planned(epochs, method):,} (guidance doubles them, a backward pass counts two more)",
     }
+
+
+def savings(config: dict[str, Any], method: Method) -> dict[str, str]:
+    """What training leaves out, each by the key that says so (docs/savings.md)."""
+    lines, updates = {}, method.updates
+    if window := config["sampler"].get("window"):
+        lines["noise"] = f"in steps {window[0]} to {window[1] - 1} of 0 to {config['sampler']['steps'] - 1} alone (sampler.window)"
+    if isinstance(updates, Updates) and updates.fraction is not None:
+        lines["trained steps"] = f"{updates.each} of an image's {int(updates.trained.sum())}, drawn for each update (method.fraction)"
+    sizes = [
+        (config[group].get("pixels"), where) for group, where in (("model", "(model.pixels)"), ("eval", "in evaluation (eval.pixels)"))
+    ]
+    if given := [f"{pixels}x{pixels} {where}" for pixels, where in sizes if pixels]:
+        lines["image size"] = ", ".join(given)
+    return lines
 
 
 def terms(config: dict[str, Any]) -> dict[str, str]:

@@ -148,6 +148,8 @@ def facts(experiment: "Experiment", model: "Pipeline", who: str, name: str, orde
         kohya=order.kohya,
         pipeline=order.pipeline,
         deterministic=experiment.config["sampler"].get("deterministic", 0),
+        window=experiment.config["sampler"].get("window"),
+        pixels=experiment.config["eval"].get("pixels") or node.get("pixels"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import comb
+from math import ceil, comb
 from typing import Any, Protocol
 
 import torch
@@ -45,7 +45,9 @@ def share(rows: int, processes: int, what: str) -> int:
 
 @dataclass(frozen=True)
 class Updates:
-    """Passes over an epoch's trajectories, as in DDPO: an optimiser step sees all trained steps of `batch` images (or pairs of images).
+    """Passes over an epoch's trajectories, as in DDPO: an optimiser step sees all trained steps of `batch` images (or pairs of images), or
+    a fraction of them, drawn anew for each image and update (DanceGRPO, 2505.07818). All of an image's are drawn equally often, and the
+    mean over rows stays what it was, in expectation over the draws.
 
     Its rows are shuffled across images AND steps, so that one forward pass holds many time steps.
     """
@@ -58,12 +60,13 @@ class Updates:
     at_most: int  # rows a forward pass may hold
     processes: int
     paired: bool = False  # learn from all pairs of a prompt's images rather than from images
+    fraction: float | None = None  # of an image's trained steps, for an update; None: all
 
     def __post_init__(self) -> None:
         if not self.trained.any():
             raise ValueError(
                 "no step of this sampler has a likelihood, so there is nothing to learn from; "
-                "set sampler.eta above 0 (flow_sde: sampler.noise)"
+                "set sampler.eta above 0 (flow_sde: sampler.noise), and sampler.window to null or around steps with noise"
             )
         if self.images % self.images_per_prompt:
             raise ValueError(f"method.images={self.images} must be a multiple of method.images_per_prompt={self.images_per_prompt}")
@@ -72,7 +75,7 @@ class Updates:
         if self.items % self.batch:
             what = f"{self.items} pairs ({self.images_per_prompt} images a prompt)" if self.paired else f"method.images={self.images}"
             raise ValueError(f"{what} must be a multiple of method.batch={self.batch}")
-        share(self.rows, self.processes, f"the {self.rows} rows of an update (method.batch={self.batch} x trained steps)")
+        share(self.rows, self.processes, f"the {self.rows} rows of an update (method.batch={self.batch} x {self.each} trained steps)")
 
     @property
     def items(self) -> int:
@@ -80,9 +83,15 @@ class Updates:
         return self.images // self.images_per_prompt * comb(self.images_per_prompt, 2) if self.paired else self.images
 
     @property
+    def each(self) -> int:
+        """Steps of an image (pair) that an optimiser step learns from."""
+        trained = int(self.trained.sum())
+        return trained if self.fraction is None else max(1, ceil(self.fraction * trained - 1e-9))  # 0.07 x 100 > 7 in floats
+
+    @property
     def rows(self) -> int:
         """Rows an optimiser step, of all processes together."""
-        return self.batch * int(self.trained.sum())
+        return self.batch * self.each
 
     @property
     def micro_batch(self) -> int:
@@ -98,7 +107,7 @@ class Updates:
     @property
     def trained_rows(self) -> int:
         """Rows that get a gradient, an epoch."""
-        return self.passes * self.items * int(self.trained.sum())
+        return self.passes * self.items * self.each
 
     def demand_one(self, who: str) -> None:
         """Raise ValueError, naming `who` demands it, unless an epoch is one optimiser step: an estimator without ratios is on-policy."""
@@ -142,7 +151,11 @@ class Minibatches:
         for turn in range(self.updates.passes):
             order = torch.randperm(self.available, generator=self.shuffle)[: self.updates.items]
             for update in order.split(self.updates.batch):
-                rows = torch.cartesian_prod(update, steps)
+                chosen = steps.expand(len(update), -1)
+                if self.updates.each < len(steps):
+                    drawn = torch.rand(chosen.shape, generator=self.shuffle).argsort(1)
+                    chosen = steps[drawn[:, : self.updates.each]]
+                rows = torch.stack([update[:, None].expand_as(chosen), chosen], 2).flatten(0, 1)
                 rows = rows[torch.randperm(len(rows), generator=self.shuffle)][ranks.rank() :: self.updates.processes]
                 for item, k in (part.unbind(1) for part in rows.to(self.device).split(self.updates.micro_batch)):
                     yield self.rows(turn, item, k, update.to(self.device))

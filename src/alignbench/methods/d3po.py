@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
-from alignbench.ranges import Count, Decay, NonNegative, Positive
+from alignbench.ranges import Count, Decay, NonNegative, Positive, Share
 from alignbench.rewards.base import Reward
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
@@ -32,15 +32,17 @@ class D3PO(Method):
         criteria: list[Reward],
         margin: NonNegative,
         reduce: Reduce,
+        fraction: Share | None = None,
         **base: Any,
     ):
         """batch: pairs an optimiser step, of all pairs of a prompt's images; beta and clip are in the unit of `reduce`; clip: of the ratio
         to the reference (null: none); reference: where training starts, or the policy that made the epoch's images; criteria: more
-        rewards: a winner is no worse by any, the reward included, and better by one; margin: two images closer than that by all are a tie.
+        rewards: a winner is no worse by any, the reward included, and better by one; margin: two images closer than that by all are a tie;
+        fraction: of a pair's trained steps, drawn for each update (null: all).
         """
         super().__init__(**base)
         self.updates: Updates = Updates(
-            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, True, fraction
         )
         self.beta, self.clip, self.reference, self.margin, self.reduce = beta, clip, reference, margin, reduce
         self.criteria = nn.ModuleList(Judge(each, self.policy.model.meters, self.judge.guard) for each in criteria)

@@ -20,7 +20,7 @@ from alignbench.objectives import (
     standardise,
 )
 from alignbench.policy import summed
-from alignbench.ranges import Count, NonNegative, Positive
+from alignbench.ranges import Count, NonNegative, Positive, Share
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
 from alignbench.tables import Transition
@@ -62,14 +62,16 @@ class DDPO(Method):
         enough: Count,
         reduce: Reduce,
         kl: NonNegative,
+        fraction: Share | None = None,
         **base: Any,
     ):
         """images: collected an epoch; batch: images an optimiser step; advantage: what rewards are standardised by (per_prompt: by the last
-        `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`.
+        `buffer` rewards of the prompt, once there are `enough`); kl: weight of the step KL; clip and kl are in the unit of `reduce`;
+        fraction: of an image's trained steps, drawn for each update (null: all).
         """
         super().__init__(**base)
         self.updates: Updates = Updates(
-            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, fraction=fraction
         )
         if form == "score_function":
             self.updates.demand_one("method.form=score_function")

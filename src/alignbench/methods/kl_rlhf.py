@@ -22,7 +22,7 @@ from alignbench.objectives import (
     standardise,
 )
 from alignbench.policy import summed
-from alignbench.ranges import Count, NonNegative, Positive
+from alignbench.ranges import Count, NonNegative, Positive, Share
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
 from alignbench.tables import Rollout, Transition
@@ -66,13 +66,14 @@ class KLRLHF(Method):
         value_lr: Positive,
         replay: Count,
         reduce: Reduce,
+        fraction: Share | None = None,
         **base: Any,
     ):
         """reward_weight: alpha; kl: beta, of the steps' KL; clip: of the ratio; the last two in the unit of `reduce`. variant: exact, PPO's
         bound and the closed-form KL; released, a hard clamp and the mean square of the guided eps difference. baseline:
         group_mean and batch_mean subtract a mean and divide by the std of all rewards; value subtracts a network's guess, trained
         `value_epochs` passes before the policy. replay: epochs of trajectories to draw
-        updates from.
+        updates from. fraction: of an image's trained steps, drawn for each update (null: all).
         """
         super().__init__(**base)
         self.updates: Updates = Updates(
@@ -83,6 +84,7 @@ class KLRLHF(Method):
             self.policy.trained_steps,
             self.micro_batch,
             self.processes,
+            fraction=fraction,
         )
         self.reward_weight, self.kl, self.clip, self.variant, self.reduce = reward_weight, kl, clip, variant, reduce
         self.baseline, self.value_epochs, self.value_width, self.value_lr = baseline, value_epochs, value_width, value_lr
@@ -97,7 +99,7 @@ class KLRLHF(Method):
     def plan(self) -> dict[str, int]:
         each, anchor = self.policy.sampler.evaluations, self.policy.reference.who or "reference"
         compared = self.updates.images * int(self.policy.trained_steps.sum())
-        rows = self.inner_epochs * compared
+        rows = self.inner_epochs * self.updates.images * self.updates.each
         again = 2 if self.kl > 0 and self.variant == "released" else 1
         policy = {"policy": (self.updates.images * self.policy.sampler.steps + 3 * again * rows) * each}
         return policy | ({anchor: compared * each} if self.kl > 0 else {})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import Reduce, per_unit, preference, preference_metrics, ranked
-from alignbench.ranges import Count, Decay, NonNegative, Positive
+from alignbench.ranges import Count, Decay, NonNegative, Positive, Share
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
 from alignbench.tables import Pair
@@ -29,14 +29,16 @@ class PSO(Method):
         ties: Literal["second_wins", "masked"],
         margin: NonNegative,
         reduce: Reduce,
+        fraction: Share | None = None,
         **base: Any,
     ):
         """batch: pairs an optimiser step, of all pairs of a prompt's images; beta and clip are in the unit of `reduce`; clip: of the ratio
-        to the distilled model (null: none); ties: as in the released code, or left out of the mean; margin: rewards closer than that tie.
+        to the distilled model (null: none); ties: as in the released code, or left out of the mean; margin: rewards closer than that tie;
+        fraction: of a pair's trained steps, drawn for each update (null: all).
         """
         super().__init__(**base)
         self.updates: Updates = Updates(
-            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, paired=True
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, True, fraction
         )
         self.beta, self.clip, self.ties, self.margin, self.reduce = beta, clip, ties, margin, reduce
 

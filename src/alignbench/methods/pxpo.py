@@ -10,7 +10,7 @@ from torch import Tensor
 from alignbench.methods.base import Method, Metrics
 from alignbench.objectives import EPSILON, Reduce, clipped_surrogate, mean_and_std, of_scored, per_unit, score_function, standardise
 from alignbench.policy import summed
-from alignbench.ranges import Count, Positive
+from alignbench.ranges import Count, Positive, Share
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
 from alignbench.tables import Transition
@@ -38,17 +38,18 @@ class PXPO(Method):
         normalise: Normalise,
         advantage_clip: Positive,
         reduce: Reduce,
+        fraction: Share | None = None,
         **base: Any,
     ):
         """form: the paper's, or a ratio clipped at each site (ours); clip: of a site's ratio, its log-ratio reduced over the channels as in
         `reduce`; normalise: over all sites of the batch; each site over the batch; all sites of a prompt's images; each site over the
-        prompt's images, by its own std (group) or on one scale for all sites (group_mean).
+        prompt's images, by its own std (group) or on one scale for all sites (group_mean). fraction: as DDPO's.
         """
         super().__init__(**base)
         if not self.judge.reward.spatial:
             raise ValueError(f"method=pxpo needs a pixel map, which reward={self.judge.reward.name} has not; reward=colour has")
         self.updates: Updates = Updates(
-            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes
+            images, images_per_prompt, batch, inner_epochs, self.policy.trained_steps, self.micro_batch, self.processes, fraction=fraction
         )
         if form == "score_function":
             self.updates.demand_one("method.form=score_function")

@@ -169,6 +169,27 @@ class Diffusion(nn.Module, ABC):
             for parameter, before in wanted.items():
                 parameter.requires_grad_(before)
 
+    def latent(self, pixels: int, key: str) -> tuple[int, int, int]:
+        """Shape of the latent of an image of `pixels` x `pixels`. Raises ValueError, naming the config's key, where there is none."""
+        raise ValueError(f"{key}={pixels}: this model's images have one size; set null")
+
+    def reshape(self, shape: tuple[int, int, int]) -> None:
+        """Make latents of another shape from here on."""
+        self.shape = shape
+
+    @contextmanager
+    def sized(self, pixels: int | None) -> Iterator[None]:
+        """Within it images are made as large as an evaluation's `pixels` say; None: as always."""
+        if pixels is None:
+            yield
+            return
+        before = self.shape
+        self.reshape(self.latent(pixels, "eval.pixels"))
+        try:
+            yield
+        finally:
+            self.reshape(before)
+
     def economise(self, *, gradient_checkpointing: bool, compile: bool, channels_last: bool, vae_tiling: bool) -> None:
         """Save memory or time, once all copies have grown; no result changes beyond rounding. Here: nothing to save."""
 

@@ -23,19 +23,10 @@ class FlowPipeline(Pipeline):
     sigmas: Tensor  # [T] the training schedule, shifted for this model's images, from least noise to pure noise
 
     def __init__(self, *, pixels: Count | None, **pipeline: Any):
-        """pixels: height and width of an image; null: the pipeline's own. Raises ValueError where they are no whole number of patches."""
-        super().__init__(**pipeline)
-        channels, size, _ = self.shape
-        if pixels is not None:
-            scale = self.pipeline[0].vae_scale_factor
-            if pixels % (scale * self.patch):
-                raise ValueError(f"model.pixels={pixels}: this model's images are multiples of {scale * self.patch} pixels")
-            size = pixels // scale
-        self.shape = (channels, size, size)
+        super().__init__(pixels=pixels, **pipeline)
         self._scheduler = copy.deepcopy(self.pipeline[0].scheduler)  # a pipeline's call sets its own scheduler's steps
         self.train_times = self._scheduler.config.num_train_timesteps
-        training = torch.arange(self.train_times, 0, -1) / self.train_times
-        self.register_buffer("sigmas", self._shifted(self.train_times, training)[:-1].flip(0), persistent=False)
+        self.register_buffer("sigmas", self._training(), persistent=False)
 
     # ---- what a family says
 
@@ -77,9 +68,18 @@ class FlowPipeline(Pipeline):
         sigma = self._sigma(t)[:, None, None, None]
         return 1 - sigma, sigma
 
+    def reshape(self, shape: tuple[int, int, int]) -> None:
+        super().reshape(shape)
+        self.sigmas = self._training().to(self.sigmas)
+
     @property
     def dtype(self) -> torch.dtype:
         return self.sigmas.dtype
+
+    def _training(self) -> Tensor:
+        """The training schedule, shifted as images of this size ask."""
+        unshifted = torch.arange(self.train_times, 0, -1) / self.train_times
+        return self._shifted(self.train_times, unshifted)[:-1].flip(0)
 
     def _sigma(self, t: Tensor) -> Tensor:
         return t.to(self.dtype) if t.is_floating_point() else self.sigmas.to(t.device)[t]

@@ -16,6 +16,7 @@ from alignbench.config import PACKAGED, MissingAsset, located, parted
 from alignbench.models import lora
 from alignbench.models.base import Diffusion, Spec, VariancePreserving, Who
 from alignbench.models.recompute import recomputed
+from alignbench.ranges import Count
 
 SCHEDULE = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one", "shift")
 
@@ -67,12 +68,14 @@ class Pipeline(Diffusion):
         gated: bool,
         dtype: Literal["float32", "bfloat16"],
         schedule: dict[str, str | bool | int | float | None],
+        pixels: Count | None = None,
     ):
         """path: Hub id, local folder or package://folder. init: weights that training starts from while the pipeline's own stay the score
         reference (a distilled student): a denoiser in diffusers' format (Hub id or folder), or `place:file` with all its weights or a LoRA
         on the pipeline's own; null: the pipeline's own. gated: its terms must be accepted on the Hub first. dtype: of the frozen networks;
-        what is trained is float32. schedule: what log-probabilities depend on, as the scheduler's own config names it. Raises MissingAsset
-        where files cannot be had, ValueError where the schedule is another.
+        what is trained is float32. schedule: what log-probabilities depend on, as the scheduler's own config names it. pixels: height
+        and width of an image; null: the pipeline's own. Raises MissingAsset where files cannot be had, ValueError where the schedule is
+        another or the pixels are no whole number of the latent's.
         """
         super().__init__()
         import diffusers
@@ -112,11 +115,24 @@ class Pipeline(Diffusion):
             self.start = "init"
             self.copies["init"] = self._loaded(init)
         self.shape = self.native()
+        if pixels is not None:
+            self.shape = self.latent(pixels, "model.pixels")
 
     def native(self) -> tuple[int, int, int]:
         """Shape of a latent of the pipeline's own image size."""
         made: Any = self.denoiser.config
         return made.in_channels, made.sample_size, made.sample_size
+
+    @property
+    def patch(self) -> int:
+        """Side of the square of latent pixels that the denoiser takes as one: a UNet's has one."""
+        return 1
+
+    def latent(self, pixels: int, key: str) -> tuple[int, int, int]:
+        scale = self.pipeline[0].vae_scale_factor
+        if pixels % (scale * self.patch):
+            raise ValueError(f"{key}={pixels}: this model's images are multiples of {scale * self.patch} pixels")
+        return self.shape[0], pixels // scale, pixels // scale
 
     @abstractmethod
     def embedded(self, prompts: Sequence[str], device: torch.device) -> Tensor:

@@ -38,6 +38,11 @@ class PixArt(DDPMPipeline):
         # DDIM's own `linspace` ends with a call at time 0, and diffusers' DDIM then steps to other times than those it calls at.
         self._scheduler = DDIMScheduler.from_config(self._scheduler.config, timestep_spacing="trailing")
 
+    @property
+    def patch(self) -> int:
+        transformer: Any = self.denoiser
+        return int(transformer.config.patch_size)
+
     def embedded(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """As long as the pipeline says: 120 tokens (alpha) or 300 (Sigma)."""
         states, mask, *_ = self.pipeline[0].encode_prompt(

@@ -30,8 +30,12 @@ class StableDiffusionXL(DDPMPipeline):
             raise ValueError(f"model.embedded_guidance={embedded_guidance}: this UNet has no such input (time_cond_proj_dim); make it null")
         self.embedded_guidance = embedded_guidance
         self.pooled = self.pipeline[0].text_encoder_2.config.projection_dim
+
+    @property
+    def sizes(self) -> list[int]:
+        """Original size, top left corner of the crop, target size: a whole picture of its own size."""
         pixels = [size * self.pipeline[0].vae_scale_factor for size in self.shape[1:]]
-        self.sizes = [*pixels, 0, 0, *pixels]  # original size, top left corner of the crop, target size: a whole picture of its own size
+        return [*pixels, 0, 0, *pixels]
 
     def embedded(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """The empty prompt is zeros where the pipeline's `force_zeros_for_empty_prompt` says so, as in its own unconditional branch."""

@@ -44,6 +44,8 @@ class Facts:
     kohya: bool
     pipeline: bool
     deterministic: int  # how many of DDIM's last steps have eta 0
+    window: tuple[int, int] | None  # the steps, the last left out, beside which DDIM's have eta 0, too
+    pixels: int | None  # height and width of an image; None: the pipeline's own
 
 
 def card(result: dict[str, Any], facts: Facts) -> str:
@@ -52,6 +54,7 @@ def card(result: dict[str, Any], facts: Facts) -> str:
     average = "" if facts.who == "policy" else f" (`{facts.who}`: the moving average that the run evaluates)"
     eta = "" if sampler["eta"] is None else f", eta {sampler['eta']:g}"
     eta += f" (0 in the last {facts.deterministic})" if facts.deterministic else ""
+    eta += f" (0 outside steps {facts.window[0]} to {facts.window[1] - 1}, from 0)" if facts.window else ""
     evaluations = ", ".join(f"{who} {count:,}" for who, count in sorted(result["meters"]["network_evaluations"].items()))
     path_kl = next(
         (f"{metric['policy']:.4f} nats" for metric in result["metrics"] if metric["name"] == "kl"), "none: no step has a likelihood"
@@ -151,14 +154,17 @@ def _loading(result: dict[str, Any], facts: Facts) -> str:
         if lora:
             lines.append('pipe.load_lora_weights("<this folder>")')
     call = f"num_inference_steps={sampler['steps']}, guidance_scale={sampler['guidance']:g}"
+    call += f", height={facts.pixels}, width={facts.pixels}" if facts.pixels else ""
     after = ""
     if sampler["name"] == "DDIM":
         imports.append("DDIMScheduler")
         lines.append("pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)")
         call += f", eta={sampler['eta']:g}"
         lines.append(f"image = pipe({json.dumps(facts.prompt)}, {call}).images[0]")
-        if facts.deterministic:
-            after = f"\nThe run itself took the last {facts.deterministic} of these steps with eta 0, for which diffusers has no setting."
+        still = [f"the last {facts.deterministic}"] if facts.deterministic else []
+        still += [f"all but {facts.window[0]} to {facts.window[1] - 1} (from 0)"] if facts.window else []
+        if still:
+            after = f"\nThe run itself took {' and '.join(still)} of these steps with eta 0, for which diffusers has no setting."
     else:
         after = (
             f"\nIt was trained for alignbench's sampler {sampler['name']} ({sampler['steps']} steps), which diffusers has not by that name."
