@@ -121,7 +121,8 @@ class Experiment:
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
         if config["epochs"]:
             model.grow(WHO, spec, model.start)
-        policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
+        who, offload = WHO if config["epochs"] else model.start, config["trainer"]["offload_rollouts"]
+        policy = Policy(model, made(config["sampler"]), who, config["eval"]["batch"], offload)
         reward: Reward = made(config["reward"])
         others = _one_a_name(reward, [made(each) for each in config["eval"]["judges"]])
         with torch.random.fork_rng(devices=[]):  # a network that is made and then filled draws: training must not feel what is measured

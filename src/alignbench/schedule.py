@@ -108,20 +108,24 @@ class Updates:
     def of(self, rollout: Rollout, advantage: Tensor, shuffle: Generator) -> "Minibatches":
         """This epoch's minibatches of Transitions; advantage is [B] or [B,h,w]. Of a rollout with more than `images`, some are drawn."""
 
+        credit = advantage.to(rollout.x.device)  # which need not be the reward's
+
         def rows(turn: int, image: Tensor, k: Tensor, update: Tensor) -> Transition:
-            return rollout.steps(image, k, advantage)
+            return rollout.steps(image, k, credit)
 
         return Minibatches(self, len(rollout), rows, shuffle, rollout.x.device)
 
     def of_pairs(self, rollout: Rollout, win: Tensor, lose: Tensor, decided: Tensor, shuffle: Generator) -> "Minibatches":
         """This epoch's minibatches of Pairs: images win [P] and lose [P]; where `decided` [P] is False the two are equally good."""
-        nothing = torch.zeros(len(rollout), device=rollout.x.device)
+        device = rollout.x.device
+        nothing = torch.zeros(len(rollout), device=device)
+        win, lose, decided = win.to(device), lose.to(device), decided.to(device)
 
         def rows(turn: int, pair: Tensor, k: Tensor, update: Tensor) -> Pair:
             weight = decided[pair].to(rollout.x) * (len(update) / decided[update].sum().clamp(min=1)).to(rollout.x)
             return Pair(rollout.steps(win[pair], k, nothing), rollout.steps(lose[pair], k, nothing), weight)
 
-        return Minibatches(self, len(win), rows, shuffle, rollout.x.device)
+        return Minibatches(self, len(win), rows, shuffle, device)
 
 
 @dataclass(frozen=True)

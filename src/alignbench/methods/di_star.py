@@ -97,7 +97,7 @@ class DIStar(Method):
 
     @property
     def evaluated(self) -> Policy:
-        return Policy(self.policy.model, self.policy.sampler, "ema", self.policy.chunk)
+        return self.policy.of("ema")
 
     @property
     def queries(self) -> int:
