@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
-from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Text
+from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Share, Text
 
 GROUPS = (
     "method",
@@ -126,7 +126,8 @@ class ModelFacts:
 @dataclass(frozen=True, kw_only=True)
 class TrainerFacts:
     threads: Index  # torch's threads; 0 = its own choice
-    micro_batch: Count  # rows a forward
+    micro_batch: Count | Literal["auto"]  # rows a forward; auto: as many as fit, by probing
+    memory_share: Share  # of the free memory that micro_batch=auto may take
     gradient_checkpointing: bool  # activations are made again in the backward pass: less memory, about a third more time
     compile: bool  # torch.compile of the denoiser and its copies
     channels_last: bool  # a UNet's weights in the layout that convolutions on tensor cores want

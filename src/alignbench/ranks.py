@@ -46,6 +46,15 @@ def agree(failure: Exception | None) -> None:
         raise failure
 
 
+def most(value: float) -> float:
+    """The largest of the processes' values; all take part."""
+    if world() == 1:
+        return value
+    values: list[Any] = [None] * world()
+    distributed.all_gather_object(values, value)
+    return max(values)
+
+
 def gathered_table(part: T, count: int) -> T:
     """`gathered`, column by column."""
     return part.each(lambda column: gathered(column, count))

@@ -132,7 +132,7 @@ class DIStar(Method):
             uniform = torch.stack([torch.rand(2, generator=each) for each in own])
             kind = GeneratorTurn if (step + 1) % (self.critic_turns + 1) == 0 else CriticTurn
             return kind(
-                prompts=tuple(prompts[i] for i in index),
+                prompts=tuple(prompts[i % len(prompts)] for i in index),  # fewer than rows come again
                 z=noise[:, :-1],
                 k=(uniform[:, 0] * steps).long().to(device),
                 eps=noise[:, -1],
