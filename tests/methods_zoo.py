@@ -60,7 +60,7 @@ class Hill(Reward):
     backbones = datasets = ()
 
     def map(self, images: Tensor, prompts: list[str]) -> Tensor:
-        target = torch.tensor([told(prompt) for prompt in prompts], dtype=images.dtype)[:, None, None]
+        target = torch.tensor([told(prompt) for prompt in prompts], dtype=images.dtype, device=images.device)[:, None, None]
         return -(images.mean(1) - 1.5 * target - 0.4).square()
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -28,7 +28,7 @@ LEAVES = {
 }  # of all; they know only each other
 TOP = {
     *("__main__", "compose", "check", "signatures", "run", "experiment", "label", "doctor", "assets", "machine", "export", "students"),
-    *("serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
+    *("probe", "serve", "scoring", "reward_table", "parity", "table", "remembered", "reevaluate", "subjects"),
     *("sweep", "status", "reporting", "compare", "search", "knobs", "winners"),
     *("reproduce", "reproduction", "papers", "shortage"),
 }

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
-from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Text
+from alignbench.ranges import AtLeastTwo, Count, Decay, Fraction, Index, NonNegative, Positive, Share, Text
 
 GROUPS = (
     "method",
@@ -127,10 +127,12 @@ class ModelFacts:
 @dataclass(frozen=True, kw_only=True)
 class TrainerFacts:
     threads: Index  # torch's threads; 0 = its own choice
-    micro_batch: Count  # rows a forward
+    micro_batch: Count | Literal["auto"]  # rows a forward; auto: as many as fit, by probing
+    memory_share: Share  # of the free memory that micro_batch=auto may take
     gradient_checkpointing: bool  # activations are made again in the backward pass: less memory, about a third more time
     compile: bool  # torch.compile of the denoiser and its copies
     channels_last: bool  # a UNet's weights in the layout that convolutions on tensor cores want
+    offload_rollouts: bool  # trajectories are kept in the host's memory: the device's need does not grow with images and steps
     vae_tiling: bool  # decodes in tiles what is larger than the VAE's own size: those images change, so it counts in a run's identity
 
 
@@ -168,7 +170,8 @@ HOST_ONLY = {  # keys that change where and how fast a run goes, never what it c
     "eval": ("batch",),
     "reward": ("batch", "pause", "tries", *(f"{each}_timeout" for each in ("build", "start", "connect", "call", "idle"))),
     "trainer": (
-        *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "enable_progress_bar", "logger"),
+        *("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch", "memory_share"),
+        *("offload_rollouts", "enable_progress_bar", "logger"),
         *(each for each in ECONOMIES if each != "vae_tiling"),
     ),
 }

@@ -26,6 +26,7 @@ from alignbench.methods.base import Method
 from alignbench.models.base import Diffusion, Spec
 from alignbench.models.gaussian_world import GaussianWorld
 from alignbench.policy import Policy
+from alignbench.probe import Fit, fit
 from alignbench.report.record import read_result
 from alignbench.rewards.base import Reward
 from alignbench.rewards.judge import Guard, Judge
@@ -69,7 +70,7 @@ def method_of(config: dict[str, Any], policy: Policy, judge: Judge) -> Method:
         policy=policy,
         judge=judge,
         overlap=config["judging"]["overlap"],
-        micro_batch=config["trainer"]["micro_batch"],
+        micro_batch=1 if config["trainer"]["micro_batch"] == "auto" else config["trainer"]["micro_batch"],  # until it is probed
         processes=config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1),
     )
 
@@ -107,6 +108,7 @@ class Experiment:
     told: dict[str, int]  # seed and epoch, for what is kept aside
     taught: tuple[str, ...] = ()  # what the weights learned from beside the reward, as `label_of` takes it
     trainer: Trainer | None = None
+    fit: Fit | None = None  # what trainer.micro_batch=auto has found
 
     @classmethod
     def build(cls, config: dict[str, Any], folder: Path | None = None, *, trains: bool = True) -> "Experiment":
@@ -124,7 +126,8 @@ class Experiment:
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
         if config["epochs"]:
             model.grow(WHO, spec, model.start)
-        policy = Policy(model, made(config["sampler"]), WHO if config["epochs"] else model.start, config["eval"]["batch"])
+        who, offload = WHO if config["epochs"] else model.start, config["trainer"]["offload_rollouts"]
+        policy = Policy(model, made(config["sampler"]), who, config["eval"]["batch"], offload)
         reward: Reward = made(config["reward"])
         others = _one_a_name(reward, [made(each) for each in config["eval"]["judges"]])
         with torch.random.fork_rng(devices=[]):  # a network that is made and then filled draws: training must not feel what is measured
@@ -178,6 +181,15 @@ class Experiment:
             judge.to(trainer.strategy.root_device)
         for network in self.measures.networks:
             network.to(trainer.strategy.root_device)
+
+    def take_what_fits(self) -> None:
+        """With trainer.micro_batch=auto: measure, and learn from as many rows at once as fit. All of the run's processes take part."""
+        options, seed = self.config["trainer"], self.config["seed"]
+        if self.trainer is None or options["micro_batch"] != "auto" or not self.config["epochs"]:
+            return
+        self.fit = fit(self.method, self.prompts.train[0], seed, options["memory_share"], self.precision)
+        self.method.micro_batch, self.method.updates = self.fit.rows, self.method.updates.at_once(self.fit.rows)
+        self.trainer.accumulate_grad_batches = self.method.updates.accumulate
 
     def precision(self) -> AbstractContextManager[None]:
         """The update's autocast: outside it the first importance ratio of a mixed-precision run would not be 1."""
@@ -258,11 +270,12 @@ class Experiment:
         tested = f"{options['prompts'] * options['images']} images of {options['prompts']} test prompts, of the reference and of the policy"
         if not epochs:
             return rows({**terms(self.config), "evaluation": f"{tested}; nothing is trained"})
-        evaluations = planned(epochs, self.method)
+        evaluations, waiting = planned(epochs, self.method), self.config["trainer"]["micro_batch"] == "auto"
         return rows(
             terms(self.config)
             | {"trains": f"{self.trainable_parameters:,} parameters ({self.spec.kind}) on {self.model.device}"}
             | costs(self.config, self.method)
+            | ({"micro-batch": str(self.fit or "auto: probed once the processes have met")} if waiting else {})
             | {
                 "checkpoints": f"{2 * 3 * 4 * self.trainable_parameters / 1e6:.0f} MB: weights and optimiser, two generations",
                 "evaluation": tested,
@@ -284,7 +297,7 @@ class Experiment:
     @torch.no_grad()
     def _seconds(self, evaluations: int) -> float:
         """Evaluations times what one costs here, by one timed forward pass (the second: the first one warms up)."""
-        rows, device = min(64, self.config["trainer"]["micro_batch"]), self.model.device
+        rows, device = min(64, self.method.micro_batch), self.model.device
         x = torch.zeros(rows, *self.model.shape, device=device, dtype=self.model.dtype)
         t = torch.zeros(rows, dtype=torch.long, device=device)
         cond = self.model.encode([""]).expand(rows, -1, -1)

@@ -22,16 +22,28 @@ def summed(log_prob: Tensor, over: Over) -> Tensor:
 
 
 class Policy(nn.Module):
-    """`who` on `model`, sampled by `sampler`; `chunk` images go through the network at once in rollouts and decoding."""
+    """`who` on `model`, sampled by `sampler`; `chunk` images go through the network at once in rollouts and decoding.
 
-    def __init__(self, model: Diffusion, sampler: Sampler, who: Who, chunk: int):
+    offload: rollouts are kept in the host's memory; what is computed from them goes to the model's device part by part.
+    """
+
+    def __init__(self, model: Diffusion, sampler: Sampler, who: Who, chunk: int, offload: bool = False):
         super().__init__()
-        self.model, self.sampler, self.who, self.chunk = model, sampler, who, chunk
+        self.model, self.sampler, self.who, self.chunk, self.offload = model, sampler, who, chunk, offload
 
     @property
     def reference(self) -> "Policy":
         """The same model and sampler with the weights that training starts from; nothing is copied."""
-        return Policy(self.model, self.sampler, self.model.start, self.chunk)
+        return self.of(self.model.start)
+
+    def of(self, who: Who) -> "Policy":
+        """The same with other weights."""
+        return Policy(self.model, self.sampler, who, self.chunk, self.offload)
+
+    @property
+    def shelf(self) -> torch.device:
+        """Where rollouts are kept."""
+        return torch.device("cpu") if self.offload else self.model.device
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The weights that training moves, by name; none of the reference's."""
@@ -93,12 +105,12 @@ class Policy(nn.Module):
             log_probs.append(summed(log_prob, over))
             states.append(y)
             x = y
-        return Rollout(x=torch.stack(states, 1), log_prob=torch.stack(log_probs, 1), cond=cond)
+        return Rollout(x=torch.stack(states, 1), log_prob=torch.stack(log_probs, 1), cond=cond).to(self.shelf)
 
     def images(self, rollout: Rollout, rows: Sequence[int] | None = None) -> Tensor:
         """Decoded final images [B,3,H,W] in [0,1], or those of some rows."""
         final = rollout.x[:, -1] if rows is None else rollout.x[list(rows), -1]
-        return torch.cat([self.model.decode(part) for part in final.split(self.chunk)])
+        return torch.cat([self.model.decode(part.to(self.model.device)) for part in final.split(self.chunk)])
 
     def eps(self, rows: Transition) -> Tensor:
         """The guided noise prediction at recorded states [N,C,h,w], with gradient."""
@@ -143,5 +155,6 @@ class Policy(nn.Module):
         nothing = torch.zeros(len(rollout), device=rollout.x.device)
         for part in torch.arange(len(mine), device=mine.device).split(self.chunk):
             for k in self.trained_steps.nonzero().squeeze(1).tolist():
-                total[part, k] = value(rollout.steps(mine[part], torch.full_like(part, k), nothing)).to(total.dtype)
+                rows = rollout.steps(mine[part], torch.full_like(part, k), nothing).to(self.model.device)
+                total[part, k] = value(rows).to(total)
         return ranks.gathered(total, len(rollout))

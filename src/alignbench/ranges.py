@@ -7,11 +7,11 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+Share = Annotated[float, Gt(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Ge(1)]
 Index = Annotated[int, Ge(0)]
 AtLeastTwo = Annotated[int, Ge(2)]
-Share = Annotated[float, Gt(0), Le(1)]
 Times = Annotated[list[Index], MinLen(1)]
 Window = tuple[Index, Index]  # [first, last): from the first step, up to the last and without it
 Text = Annotated[str, MinLen(1)]

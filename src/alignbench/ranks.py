@@ -26,12 +26,13 @@ def mine(count: int) -> list[int]:
 
 
 def gathered(part: Tensor, count: int) -> Tensor:
-    """The processes' parts in the order of `mine`: [count,...], on every process."""
+    """The processes' parts in the order of `mine`: [count,...], on every process, where this process's part is."""
     if world() == 1:
         return part
-    parts = [torch.empty_like(part) for _ in range(world())]
-    distributed.all_gather(parts, part.contiguous())
-    return torch.cat(parts)[:count]
+    own = part.cuda() if distributed.get_backend() == "nccl" else part  # which carries nothing from the host's memory
+    parts = [torch.empty_like(own) for _ in range(world())]
+    distributed.all_gather(parts, own.contiguous())
+    return torch.cat(parts)[:count].to(part.device)
 
 
 def agree(failure: Exception | None) -> None:
@@ -43,6 +44,15 @@ def agree(failure: Exception | None) -> None:
             failure = (MissingAsset if other[0] else ValueError)(other[1])
     if failure is not None:
         raise failure
+
+
+def most(value: float) -> float:
+    """The largest of the processes' values; all take part."""
+    if world() == 1:
+        return value
+    values: list[Any] = [None] * world()
+    distributed.all_gather_object(values, value)
+    return max(values)
 
 
 def gathered_table(part: T, count: int) -> T:

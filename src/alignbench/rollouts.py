@@ -11,6 +11,8 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
+    def some(self, count: int, last: bool) -> Any: ...
+
 
 class Rollouts:
     """A sized iterable for `Trainer.fit`. Sized, or Lightning would prefetch the next collection before this epoch's last update."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from alignbench import __version__
@@ -70,6 +71,8 @@ def execute(composed: Composed) -> int:
         peak = Peak(last(composed).parent, AtomicCheckpointIO(composed.hash), history, experiment.choosers, config["eval"]["patience"])
         trainer = trainer_of(experiment, composed, history, peak)
         experiment.attach(trainer)
+        if trainer.world_size == 1:  # several processes meet when they fit
+            experiment.take_what_fits()
         say(f"{composed.folder}\n{experiment.plan()}")
         if not trainer.is_global_zero:
             train_and_evaluate(experiment, trainer, composed, record, history, peak)
@@ -90,6 +93,7 @@ def execute(composed: Composed) -> int:
                         "host": platform.node(),
                         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
                         "threads": torch.get_num_threads(),
+                        **({"micro_batch": experiment.fit.facts} if experiment.fit else {}),
                         "seconds": {"building": built - started, "training": trained - built, "evaluation": time.time() - trained},
                         "versions": {"alignbench": __version__, "torch": torch.__version__, "python": platform.python_version()},
                     }
@@ -169,6 +173,14 @@ def fit(experiment: Experiment, trainer: Trainer, composed: Composed) -> None:
     if resume is not None:
         say(f"continuing from {resume.name}")
     loader = Rollouts(experiment.collect, len(experiment.method.updates))
+
+    def met(*_: object) -> None:
+        experiment.take_what_fits()
+        loader.batches = len(experiment.method.updates)
+        say(f"micro-batch {experiment.fit}")
+
+    if trainer.world_size > 1 and experiment.config["trainer"]["micro_batch"] == "auto":
+        trainer.callbacks.append(LambdaCallback(setup=met))  # type: ignore[attr-defined]
     trainer.fit(experiment.method, loader, ckpt_path=resume, weights_only=True)
     experiment.attach(trainer)  # fit leaves the weights on the CPU
 

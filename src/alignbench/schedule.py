@@ -1,9 +1,9 @@
 """How an epoch is cut into optimiser steps, those into forward passes, and both between processes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, comb
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Generator, Tensor
@@ -29,6 +29,12 @@ class Schedule(Protocol):
 
     def __len__(self) -> int:
         """Forward passes an epoch, of one process."""
+
+    def at_once(self, rows: int) -> Self:
+        """The same, of which a forward pass may hold so many rows."""
+
+    def one_prompt(self) -> Self:
+        """The same rows from one prompt's images."""
 
 
 def largest_part(rows: int, at_most: int) -> int:
@@ -104,6 +110,13 @@ class Updates:
     def __len__(self) -> int:
         return self.passes * (self.items // self.batch) * self.accumulate
 
+    def at_once(self, rows: int) -> Self:
+        return replace(self, at_most=rows)
+
+    def one_prompt(self) -> Self:
+        images = self.images_per_prompt
+        return replace(self, images=images, batch=comb(images, 2) if self.paired else images, processes=1)
+
     @property
     def trained_rows(self) -> int:
         """Rows that get a gradient, an epoch."""
@@ -117,20 +130,24 @@ class Updates:
     def of(self, rollout: Rollout, advantage: Tensor, shuffle: Generator) -> "Minibatches":
         """This epoch's minibatches of Transitions; advantage is [B] or [B,h,w]. Of a rollout with more than `images`, some are drawn."""
 
+        credit = advantage.to(rollout.x.device)  # which need not be the reward's
+
         def rows(turn: int, image: Tensor, k: Tensor, update: Tensor) -> Transition:
-            return rollout.steps(image, k, advantage)
+            return rollout.steps(image, k, credit)
 
         return Minibatches(self, len(rollout), rows, shuffle, rollout.x.device)
 
     def of_pairs(self, rollout: Rollout, win: Tensor, lose: Tensor, decided: Tensor, shuffle: Generator) -> "Minibatches":
         """This epoch's minibatches of Pairs: images win [P] and lose [P]; where `decided` [P] is False the two are equally good."""
-        nothing = torch.zeros(len(rollout), device=rollout.x.device)
+        device = rollout.x.device
+        nothing = torch.zeros(len(rollout), device=device)
+        win, lose, decided = win.to(device), lose.to(device), decided.to(device)
 
         def rows(turn: int, pair: Tensor, k: Tensor, update: Tensor) -> Pair:
             weight = decided[pair].to(rollout.x) * (len(update) / decided[update].sum().clamp(min=1)).to(rollout.x)
             return Pair(rollout.steps(win[pair], k, nothing), rollout.steps(lose[pair], k, nothing), weight)
 
-        return Minibatches(self, len(win), rows, shuffle, rollout.x.device)
+        return Minibatches(self, len(win), rows, shuffle, device)
 
 
 @dataclass(frozen=True)
@@ -160,6 +177,13 @@ class Minibatches:
                 for item, k in (part.unbind(1) for part in rows.to(self.device).split(self.updates.micro_batch)):
                     yield self.rows(turn, item, k, update.to(self.device))
 
+    def some(self, count: int, last: bool) -> Any:
+        """`count` rows of the first or the last pass, which may be of two kinds: for who asks what they take. Nothing is drawn."""
+        steps, number = self.updates.trained.cpu().nonzero().squeeze(1), torch.arange(count)
+        update = torch.arange(min(self.available, self.updates.batch))
+        chosen = (number % self.available, steps[number % len(steps)], update)
+        return self.rows(self.updates.passes - 1 if last else 0, *(each.to(self.device) for each in chosen))
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -188,6 +212,12 @@ class Steps:
     def __len__(self) -> int:
         return self.count * self.accumulate
 
+    def at_once(self, rows: int) -> Self:
+        return replace(self, at_most=rows)
+
+    def one_prompt(self) -> Self:
+        return replace(self, images=self.images_per_prompt)
+
     def of(self, rows: Callable[[int, Tensor], Any]) -> "Draw":
         """This epoch's minibatches; rows: (optimiser step, indices [N] in 0..batch) -> a table."""
         return Draw(self, rows)
@@ -207,3 +237,7 @@ class Draw:
         for step in range(self.steps.count):
             for part in torch.arange(self.steps.batch)[ranks.rank() :: self.steps.processes].split(self.steps.micro_batch):
                 yield self.rows(step, part)
+
+    def some(self, count: int, last: bool) -> Any:
+        """`count` rows of the first or the last optimiser step, which may be of two kinds: for who asks what they take."""
+        return self.rows(self.steps.count - 1 if last else 0, torch.arange(count) % self.steps.batch)

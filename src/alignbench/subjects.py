@@ -77,7 +77,7 @@ def of_weights(weights: str, words: list[str]) -> Subject:
             f"evaluate: weights={weights}: its {', '.join(others)} differ from model={name}'s, and only the denoiser would be taken; "
             f"`python -m alignbench method=reference model={name} model.path={weights}` evaluates the whole"
         )
-    policy = Policy(model, experiment.policy.sampler, model.start, experiment.policy.chunk)
+    policy = experiment.policy.of(model.start)
     model.start = None  # measured against the pipeline's own
     said = {
         "choices": composed.named | {"method": "weights"},

@@ -20,7 +20,7 @@ class Best(Policy):
     """Rolls out n times from each generator and keeps the trajectory with the highest score; the first is the reference's own."""
 
     def __init__(self, policy: Policy, judge: Judge, n: int):
-        super().__init__(policy.model, policy.sampler, policy.model.start, policy.chunk)
+        super().__init__(policy.model, policy.sampler, policy.model.start, policy.chunk, policy.offload)
         self.judge, self.n = judge, n
 
     @property
@@ -38,6 +38,7 @@ class Best(Policy):
             score = self._scored(other, texts)
             better = (score > highest) | (highest.isnan() & ~score.isnan())
             highest = torch.where(better, score, highest)
+            better = better.to(best.x.device)
             best = Rollout(
                 x=torch.where(better[:, None, None, None, None], other.x, best.x),
                 log_prob=torch.where(better.reshape(-1, *[1] * (best.log_prob.ndim - 1)), other.log_prob, best.log_prob),

@@ -54,8 +54,8 @@ class D3POHuman(Method):
         self.collected = {}
         if self.rollout is None:
             model = self.policy.model
-            x = self.x.to(model.device, model.dtype)
-            rollout = Rollout(x, x.new_zeros(len(x), x.shape[1] - 1), model.encode(self.prompts))
+            x = self.x.to(self.policy.shelf, model.dtype)
+            rollout = Rollout(x, x.new_zeros(len(x), x.shape[1] - 1), model.encode(self.prompts).to(x.device))
             self.rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "image"))
         win, lose = torch.tensor(self.pairs, device=self.rollout.x.device).unbind(1)
         return self.updates.of_pairs(self.rollout, win, lose, torch.ones_like(win, dtype=torch.bool), draws.one("minibatches"))

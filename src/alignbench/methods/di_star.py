@@ -97,7 +97,7 @@ class DIStar(Method):
 
     @property
     def evaluated(self) -> Policy:
-        return Policy(self.policy.model, self.policy.sampler, "ema", self.policy.chunk)
+        return self.policy.of("ema")
 
     @property
     def queries(self) -> int:
@@ -132,7 +132,7 @@ class DIStar(Method):
             uniform = torch.stack([torch.rand(2, generator=each) for each in own])
             kind = GeneratorTurn if (step + 1) % (self.critic_turns + 1) == 0 else CriticTurn
             return kind(
-                prompts=tuple(prompts[i] for i in index),
+                prompts=tuple(prompts[i % len(prompts)] for i in index),  # fewer than rows come again
                 z=noise[:, :-1],
                 k=(uniform[:, 0] * steps).long().to(device),
                 eps=noise[:, -1],

@@ -58,7 +58,7 @@ class PSOOffline(Method):
         pictures, texts = self.pictures.draw(steps.images, draws.one("pictures"))
         rollout = self.policy.reference.rollout(texts, "image", draws.each("rollout", range(len(texts))))
         with torch.no_grad():
-            wanted = torch.cat([model.latents(part.to(model.device)) for part in pictures.split(self.policy.chunk)])
+            wanted = torch.cat([model.latents(part.to(model.device)) for part in pictures.split(self.policy.chunk)]).to(self.policy.shelf)
         if wanted.shape[1:] != rollout.x.shape[2:]:
             raise ConfigError(f"pictures of {pictures.shape[3]}x{pictures.shape[2]} pixels do not fit the model; set method.pictures.size")
         self.collected = {}

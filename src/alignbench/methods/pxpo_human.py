@@ -50,8 +50,8 @@ class PXPOHuman(Method):
         self.collected = {}
         if self.rollout is None:
             model = self.policy.model
-            x = self.x.to(model.device, model.dtype)
-            rollout = Rollout(x, x.new_zeros(len(x), x.shape[1] - 1, *x.shape[3:]), model.encode(self.prompts))
+            x = self.x.to(self.policy.shelf, model.dtype)
+            rollout = Rollout(x, x.new_zeros(len(x), x.shape[1] - 1, *x.shape[3:]), model.encode(self.prompts).to(x.device))
             self.rollout = replace(rollout, log_prob=self.policy.reference.log_prob(rollout, "channels"))
         return self.updates.of(self.rollout, self.heat.to(self.rollout.x), draws.one("minibatches"))
 

@@ -61,7 +61,7 @@ class SFT(Method):
         else:
             rollout, reward = self.sample(prompts, "image", draws.each("rollout", range(len(prompts))), policy=self.policy.reference)
             best = reward.nan_to_num(-torch.inf).reshape(-1, steps.images_per_prompt).argmax(1)
-            best = best + torch.arange(0, len(reward), steps.images_per_prompt, device=reward.device)
+            best = (best + torch.arange(0, len(reward), steps.images_per_prompt, device=reward.device)).to(rollout.x.device)
             x0, texts = rollout.x[best, -1], [prompts[row] for row in best.tolist()]
             weight = 1 - reward[best].isnan().to(x0)  # a prompt of which no image has a score teaches nothing
             self.collected = {"reward": reward[best].nanmean().item()}
