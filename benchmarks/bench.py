@@ -143,7 +143,8 @@ def table(folder: Path, quick: bool) -> dict[str, Any]:
     for method in METHODS:
         for adapter in ("lora",) if quick else ("lora", "full"):
             images = {"ddpo": 4, "pxpo": 4, "kl_rlhf": 4, "d3po": 8, "pso": 16, "di_star": 8}[method]
-            case = Case(folder, method, adapter, images, steps=3 if quick else 5, micro_batch=4)
+            steps = 3 if quick else 5 if method == "d3po" else 10  # of a pair there are two images to the step
+            case = Case(folder, method, adapter, images, steps, micro_batch=4)
             variants = [(case, 4)]
             if not quick:
                 variants += [(case, 1)] if method == "ddpo" else []

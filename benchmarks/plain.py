@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as of_diffusers
 from diffusers.utils.torch_utils import randn_tensor
 from peft import LoraConfig
 from torch import Tensor
+from transformers.utils import logging as of_transformers
 
 Generators = list[torch.Generator]
 Turn = tuple[Tensor, Tensor, Tensor]  # of DI*: starting noise z, noise of the diffused sample, its time
@@ -41,6 +43,8 @@ class Plain:
     backward: Callable[[Tensor], None] = Tensor.backward
 
     def __post_init__(self) -> None:
+        for log in (of_diffusers, of_transformers):
+            log.disable_progress_bar()
         pipeline = StableDiffusionPipeline.from_pretrained(self.folder, safety_checker=None, requires_safety_checker=False)
         self.tokenizer, self.encoder, self.vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.vae
         self.scheduler, self.unet = pipeline.scheduler, pipeline.unet

@@ -21,6 +21,7 @@ from alignbench.models.stable_diffusion import StableDiffusion
 from alignbench.rewards.brightness import Brightness, LightLeft
 from alignbench.rng import Draws, generator
 from alignbench.rollouts import Rollouts
+from alignbench.run import settle
 
 REWARD = {"pxpo": "light_left", "di_star": "brightness"}
 NUMBERS = {
@@ -109,7 +110,9 @@ class Ours:
 
     def __init__(self, case: Case, strategy: Any = "auto"):
         self.case, self.strategy = case, strategy
-        self.experiment = Experiment.build(compose(case.words).config)
+        config = compose(case.words).config
+        settle(config | {"trainer": config["trainer"] | {"threads": 0}})  # as a run does; how many threads, the benchmark says
+        self.experiment = Experiment.build(config)
         self.method, model = self.experiment.method, self.experiment.model
         assert isinstance(model, StableDiffusion)
         self.model = model
