@@ -90,15 +90,15 @@ class Plain:
 
     def eps(self, unet: Any, x: Tensor, t: Any, cond: Tensor, empty: Tensor, guidance: float) -> Tensor:
         if guidance == 1:
-            return unet(x, t, encoder_hidden_states=cond).sample
+            return unet(x, t, encoder_hidden_states=cond).sample.to(x.dtype)
         both = torch.cat([t, t]) if isinstance(t, Tensor) else t
-        without, with_ = unet(torch.cat([x, x]), both, encoder_hidden_states=torch.cat([empty, cond])).sample.float().chunk(2)
+        without, with_ = unet(torch.cat([x, x]), both, encoder_hidden_states=torch.cat([empty, cond])).sample.to(x.dtype).chunk(2)
         return without + guidance * (with_ - without)
 
     def step(self, unet: Any, x: Tensor, j: int, cond: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of step j: DDIM with eta 1, or a few-step model's re-noising."""
         t = self.times[j]
-        eps = self.eps(unet, x, t, cond, empty, self.sampler["guidance"]).float()
+        eps = self.eps(unet, x, t, cond, empty, self.sampler["guidance"])
         here = self.alpha_bar[t]
         x0 = (x - (1 - here).sqrt() * eps) / here.sqrt()
         if "times" in self.sampler:
@@ -222,7 +222,7 @@ class Plain:
     def generated(self, z: Tensor, cond: Tensor) -> Tensor:
         alpha, sigma = self.alpha_bar[self.sampler["time"]].sqrt(), (1 - self.alpha_bar[self.sampler["time"]]).sqrt()
         x = sigma * z
-        return (x - sigma * self.unet(x, self.sampler["time"], encoder_hidden_states=cond).sample.float()) / alpha
+        return (x - sigma * self.unet(x, self.sampler["time"], encoder_hidden_states=cond).sample.to(x.dtype)) / alpha
 
     def diffused(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = (each[:, None, None, None] for each in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
@@ -231,7 +231,7 @@ class Plain:
     def critic_loss(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         with torch.no_grad():
             x_t, *_ = self.diffused(self.generated(z, cond), noise, t)
-        return ((self.networks["critic"](x_t, t, encoder_hidden_states=cond).sample.float() - noise) ** 2).mean()
+        return ((self.networks["critic"](x_t, t, encoder_hidden_states=cond).sample.to(z.dtype) - noise) ** 2).mean()
 
     def generator_loss(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         critic = self.networks["critic"]
@@ -240,9 +240,9 @@ class Plain:
             each.requires_grad_(False)
         x0 = self.generated(z, cond)
         x_t, alpha, sigma = self.diffused(x0, noise, t)
-        own = (x_t - sigma * self.eps(critic, x_t, t, cond, cond, 1.0).float()) / alpha
+        own = (x_t - sigma * self.eps(critic, x_t, t, cond, cond, 1.0)) / alpha
         kept = self.encode([""] * len(z))
-        away = (x_t - sigma * self.eps(self.reference, x_t, t, cond, kept, self.method["guidance"]).float()) / alpha
+        away = (x_t - sigma * self.eps(self.reference, x_t, t, cond, kept, self.method["guidance"])) / alpha
         for each in wanted:
             each.requires_grad_(True)
         gap = (own - away).flatten(1)
