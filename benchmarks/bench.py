@@ -228,30 +228,6 @@ def processes(folder: Path, quick: bool) -> dict[str, Any]:
 # ---- what became of it
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The table as docs/performance.md has it."""
-    heads = ["method, plain loop's micro-batch", "ratio (95 %)", "ours: rollout + update", "plain loop", "in the denoiser", "x the floor"]
-    lines = [f"| {' | '.join(heads)} | peak MB, ours : plain |", "|---" * (len(heads) + 1) + "|"]
-    for row in found["table"]["rows"]:
-        ours, plain = ([row[side][phase]["processor_seconds_an_image"] for phase in ("rollout", "update")] for side in ("ours", "plain"))
-        share, floor = (
-            ", ".join("-" if (value := row["ours"][phase][key]) is None else form.format(value) for phase in ("rollout", "update"))
-            for key, form in (("denoiser_share", "{:.0%}"), ("of_the_floor", "{:.2f}"))
-        )
-        memory = " : ".join(f"{row['peak_bytes'][side] / 1e6:.0f}" for side in ("ours", "plain")) if row["peak_bytes"] else ""
-        cells = [
-            row["name"],
-            f"**{row['ratio']:.3f}** [{row['low']:.3f}, {row['high']:.3f}]",
-            f"{ours[0]:.3f} + {ours[1]:.3f}",
-            f"{plain[0]:.3f} + {plain[1]:.3f}",
-            share,
-            floor,
-            memory,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def gates(found: dict[str, Any]) -> list[str]:
     """What a full run must reach, and did not."""
     rows = {row["name"]: row for row in [*found.get("table", {}).get("rows", []), *([found["processes"]] if "processes" in found else [])]}

@@ -124,7 +124,9 @@ class Plain:
         for first in range(0, len(prompts), self.micro_batch):
             own = generators[first : first + self.micro_batch]
             cond, empty = self.encode(prompts[first : first + self.micro_batch]), self.encode([""] * len(own))
-            x = randn_tensor((len(own), *shape), own, torch.device(self.device)) if start is None else start[first : first + len(own)]
+            x = start[first : first + len(own)] if start is not None else None
+            if x is None:
+                x = randn_tensor((len(own), *shape), own, torch.device(self.device), self.alpha_bar.dtype)
             along, likely = [x], []
             with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
                 for j in range(self.steps):

@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning.pytorch  # noqa: F401  # all that either side imports is imported before any of them begins, so that neither pays for it
 import peft  # noqa: F401
-import sides
 import torch
-from sides import Case, Usual
+import watch
+from sides import Case, Usual, given
 from torch import Tensor
 
 FORK = multiprocessing.get_context("fork")
@@ -19,7 +19,7 @@ FORK = multiprocessing.get_context("fork")
 def serve(pipe: Connection, make: Any, threads: int) -> None:
     """In a process of its own: make a side and answer what the parent asks for."""
     torch.set_num_threads(threads)
-    before = sides.memory("VmRSS")
+    before = watch.memory("VmRSS")
     side = make()
     while (asked := pipe.recv()) != "end":
         match asked:
@@ -29,14 +29,14 @@ def serve(pipe: Connection, make: Any, threads: int) -> None:
                 side.collect()
                 pipe.send({name: each.numpy() for name, each in side.update(Tensor.backward).items()})
             case "inside":
-                pipe.send(sides.inside(side))
+                pipe.send(watch.inside(side))
             case "operations":
-                pipe.send(sides.operations(side))
+                pipe.send(watch.operations(side))
             case "given":
-                torch.save(sides.given(side), side.case.folder / "given.pt")
+                torch.save(given(side), side.case.folder / "given.pt")
                 pipe.send(None)
             case "memory":
-                pipe.send(sides.memory("VmHWM") - before)
+                pipe.send(watch.memory("VmHWM") - before)
 
 
 class Remote:

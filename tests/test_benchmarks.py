@@ -16,7 +16,8 @@ import architectures  # noqa: E402
 import bench  # noqa: E402
 import numpy as np  # noqa: E402
 from scaling import off_the_line  # noqa: E402
-from sides import PAIRED, Case, Ours, Usual, given, inside, operations  # noqa: E402
+from sides import PAIRED, Case, Clock, Ours, Usual, given  # noqa: E402
+from watch import inside, operations  # noqa: E402
 
 
 @pytest.mark.parametrize("unet, millions", [(architectures.sd15_unet, 859.5), (architectures.sdxl_unet, 2567.5)], ids=["sd15", "sdxl"])
@@ -68,23 +69,43 @@ def gradients(side: Ours | Usual) -> dict[str, np.ndarray]:
     return {name: each.numpy() for name, each in side.update(torch.Tensor.backward).items()}
 
 
+def in_float64(usual: Usual) -> None:
+    loop = usual.plain
+    for part in (*usual.networks(), loop.vae, loop.encoder):
+        part.double()
+    loop.alpha_bar = loop.alpha_bar.double()
+    if usual.turns:
+        loop.ema = [each.double() for each in loop.ema]
+        usual.turns = [(kind, prompts, z.double(), noise.double(), t) for kind, prompts, z, noise, t in usual.turns]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("later", [False, True], ids=["at the start", "later"])
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("method", bench.METHODS)
 def test_both_sides_take_the_same_step(pipeline: Path, method: str, adapter: str, later: bool) -> None:
-    """Also where alignbench's forward passes hold other rows than the plain loop's."""
     case = Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4, later)
     ours, usual = the_two(case)
     found, expected = gradients(ours), gradients(usual)
     assert bench.gap(found, expected) < 1e-5
     assert max(np.abs(each).max() for each in expected.values()) > 0
-    usual.plain.micro_batch = 1
-    assert bench.gap(found, gradients(usual)) < 5e-5  # in fp32 rounding alone is 2e-5; in float64 it is 2e-14
     other = copy.deepcopy(expected)
     next(iter(other.values()))[:] += 1.0
     assert bench.gap(found, other) > 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("method", bench.METHODS)
+def test_the_plain_loops_step_does_not_depend_on_its_micro_batch(pipeline: Path, method: str, adapter: str) -> None:
+    """In float64: in fp32 another order of sums is 2e-5 of a gradient."""
+    _, usual = the_two(Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4))
+    in_float64(usual)
+    found = gradients(usual)
+    usual.plain.micro_batch = 1
+    assert bench.gap(found, gradients(usual)) < 1e-10
 
 
 @pytest.mark.slow
@@ -94,9 +115,11 @@ def test_an_epoch_is_timed_and_its_denoisers_seconds_and_operations_are_found(pi
     for side in (ours, usual):
         times = side.epoch()
         assert all(times[f"{phase}_{kind}"] > 0 for phase in ("rollout", "update") for kind in ("wall", "processor"))
-        within = inside(side)
-        assert 0 < within["rollout"] < 3 * times["rollout_processor"]
-        assert 0 < within["update"] < 3 * times["update_processor"]
+        clock = Clock()
+        with clock.on("whole"):
+            within = inside(side)
+        assert min(within.values()) > 0
+        assert sum(within.values()) < clock.seconds["whole_processor"]  # no second is counted twice
     one, other = operations(ours), operations(usual)
     assert one["rollout"]["convolution"] == other["rollout"]["convolution"] > 0
     assert one["update"]["convolution"] == other["update"]["convolution"] > 0  # the same arithmetic, in other portions

@@ -1,7 +1,10 @@
 """What saves memory or time changes no result: losses and gradients on the sandbox with and without, and proof that each is on at all."""
 
 import copy
+import platform
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +194,27 @@ def test_a_config_says_so_and_the_run_is_the_same_run() -> None:
     assert Experiment.build(tiled.config).model.vae.use_tiling  # type: ignore[union-attr]
     compiled = Experiment.build(compose(["epochs=1", "trainer.compile=true"]).config).model
     assert all(network._compiled_call_impl is not None for network in compiled.copies.values())
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_glibc_keeps_what_tensors_free_once_it_is_told(keeps: bool) -> None:
+    """In a process of its own: what is set holds for good. Elsewhere than on glibc nothing is set."""
+    program = f"""
+import torch
+from pathlib import Path
+from alignbench.run import keep_memory
+def held():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")) / 1024
+if {keeps}:
+    keep_memory()
+torch.ones(8)
+before = held()
+blocks = [torch.ones(4, 1024, 1024) for _ in range(8)]  # 16 MB each
+taken = held() - before
+del blocks
+print(taken, held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    taken, left = map(float, done.stdout.split())
+    assert taken > 100
+    assert (left > 100) == (keeps and platform.libc_ver()[0] == "glibc")

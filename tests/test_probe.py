@@ -199,7 +199,7 @@ TINY = [
     "eval.images=2",
     "eval.every=1",
 ]
-TINY += ["eval.validation_prompts=2", "eval.grid=1", "adapter=lora", "method.optimizer.lr=0.001", "method.clip=0.5"]
+TINY += ["eval.validation_prompts=2", "eval.grid=1", "adapter=lora", "method.optimizer.lr=0.0001", "method.clip=0.5"]
 
 
 def test_a_run_with_auto_is_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,10 +217,11 @@ def test_a_run_with_auto_is_the_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     for one, other in zip(*(read_metrics(folder) for folder in folders.values()), strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
-            assert value == (other[key] if isinstance(value, str) else pytest.approx(other[key], rel=1e-4, abs=1e-5)), key
+            rounding = 1e-3 if key == "kl" else 1e-5  # a divergence is the square of a small difference
+            assert value == (other[key] if isinstance(value, str) else pytest.approx(other[key], rel=rounding, abs=1e-5)), key
     results = [read_result(folder) for folder in folders.values()]
     for one, other in zip(*(result["metrics"] for result in results), strict=True):
-        assert one["policy"] == pytest.approx(other["policy"], rel=1e-4, abs=1e-5)
+        assert one["policy"] == pytest.approx(other["policy"], rel=1e-3 if one["name"] == "kl" else 1e-5, abs=1e-5)
     assert results[0]["meters"] == results[1]["meters"]
 
 

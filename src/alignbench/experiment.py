@@ -121,8 +121,8 @@ class Experiment:
             raise ValueError(lacking)
         torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
-        with model.sized(config["eval"].get("pixels")):
-            pass  # a size that cannot be is said before training, not after
+        if pixels := config["eval"].get("pixels"):
+            model.latent(pixels, "eval.pixels")  # a size that cannot be is said before training, not after
         spec = Spec(config["adapter"], config["lora"]["rank"], config["lora"]["alpha"], tuple(config["lora"]["targets"]))
         if config["epochs"]:
             model.grow(WHO, spec, model.start)

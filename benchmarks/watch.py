@@ -1,0 +1,70 @@
+"""Where a side's time and memory go: seconds inside its denoisers, floating-point operations, bytes held."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from sides import Side
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Watch:
+    """Processor seconds inside the denoisers' forward and backward passes.
+
+    A backward pass counts from where the gradient reaches a denoiser's output to its end: what lies before in the graph is the denoiser.
+    """
+
+    def __init__(self, networks: list[nn.Module]):
+        self.seconds, self._entered, self._reached = 0.0, 0.0, 0.0
+        self._hooks = [network.register_forward_pre_hook(self._enter) for network in networks]
+        self._hooks += [network.register_forward_hook(self._leave) for network in networks]
+
+    def _enter(self, *_: Any) -> None:
+        self._entered = time.process_time()
+
+    def _leave(self, network: nn.Module, given: Any, output: Any) -> None:
+        self.seconds += time.process_time() - self._entered
+        if output.sample.requires_grad:
+            output.sample.register_hook(self._reach)
+
+    def _reach(self, gradient: Tensor) -> None:
+        self._reached = self._reached or time.process_time()
+
+    def backward(self, loss: Tensor) -> None:
+        self._reached = 0.0
+        loss.backward()
+        if self._reached:
+            self.seconds += time.process_time() - self._reached
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def inside(side: Side) -> dict[str, float]:
+    """Processor seconds in the denoisers, of collecting and of learning."""
+    watch = Watch(side.networks())
+    side.collect()
+    rollout, watch.seconds = watch.seconds, 0.0
+    side.update(watch.backward)
+    watch.close()
+    return {"rollout": rollout, "update": watch.seconds}
+
+
+def operations(side: Side) -> dict[str, dict[str, int]]:
+    """Floating-point operations of collecting and of learning: convolutions, and all matrix products."""
+    found = {}
+    for name, work in {"rollout": side.collect, "update": lambda: side.update(Tensor.backward)}.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counts = {str(key): value for key, value in counter.get_flop_counts().get("Global", {}).items()}
+        convolutions = sum(value for key, value in counts.items() if "convolution" in key)
+        found[name] = {"convolution": convolutions, "matmul": sum(counts.values()) - convolutions}
+    return found
+
+
+def memory(what: str) -> int:
+    """Bytes that this process holds (VmRSS) or has held at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
