@@ -5,7 +5,7 @@
     python benchmarks/bench.py --only table        # one part: table, processes, scaling, startup, sweep
 
 Both sides take the same optimiser steps on a small pipeline of SD's shape (bench.py checks losses' gradients to 1e-5 first), by turns, in
-processes of their own with one thread. A ratio is ours over the plain loop's; below 1 we are faster. docs/performance.md says more.
+processes of their own with one thread. A ratio is ours over the plain loop's; below 1 we are faster.
 """
 
 import argparse
@@ -67,14 +67,11 @@ def gap(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     """The length of the difference between two gradients, as a share of the second's."""
     if one.keys() != other.keys():
         raise SystemExit(f"the two sides have gradients of different weights: {sorted(one.keys() ^ other.keys())[:3]}")
-    lengths = [
-        math.sqrt(sum(float(np.square(each, dtype=np.float64).sum()) for each in group))
-        for group in (
-            (one[key] - other[key] for key in one),
-            other.values(),
-        )
-    ]
-    return lengths[0] / lengths[1]
+
+    def length(arrays: list[np.ndarray]) -> float:
+        return math.sqrt(sum(float(np.square(each, dtype=np.float64).sum()) for each in arrays))
+
+    return length([one[key] - other[key] for key in one]) / length(list(other.values()))
 
 
 # ---- the table
