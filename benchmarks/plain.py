@@ -86,7 +86,12 @@ class Plain:
             return self.encoder(tokens.input_ids.to(self.device))[0]
 
     def decode(self, x: Tensor) -> Tensor:
-        return (self.vae.decode(x / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        return (self.vae.decode(x / self.vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def noise(self, count: int, generators: Generators) -> Tensor:
+        size = self.unet.config.sample_size
+        shape = (count, self.unet.config.in_channels, size, size)
+        return randn_tensor(shape, generators, torch.device(self.device), torch.float32).to(self.alpha_bar.dtype)
 
     def eps(self, unet: Any, x: Tensor, t: Any, cond: Tensor, empty: Tensor, guidance: float) -> Tensor:
         if guidance == 1:
@@ -120,18 +125,17 @@ class Plain:
     def collect(self, prompts: list[str], generators: Generators, start: Tensor | None) -> None:
         """Trajectories, their log-probabilities and rewards."""
         states, log_probs, conds, images = [], [], [], []
-        shape = (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
         for first in range(0, len(prompts), self.micro_batch):
             own = generators[first : first + self.micro_batch]
             cond, empty = self.encode(prompts[first : first + self.micro_batch]), self.encode([""] * len(own))
             x = start[first : first + len(own)] if start is not None else None
             if x is None:
-                x = randn_tensor((len(own), *shape), own, torch.device(self.device), self.alpha_bar.dtype)
+                x = self.noise(len(own), own)
             along, likely = [x], []
             with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
                 for j in range(self.steps):
                     mean, std = self.step(self.unet, x, j, cond, empty)
-                    x = mean + std * randn_tensor(mean.shape, own, mean.device, mean.dtype)
+                    x = mean + std * self.noise(len(own), own)
                     along.append(x)
                     if j in self.trained:
                         likely.append(self.log_prob(x, mean, std))
@@ -142,7 +146,7 @@ class Plain:
         rewards = torch.cat([self.reward(each) for each in images])
         self.data = {"x": torch.cat(states), "log_prob": torch.cat(log_probs), "cond": torch.cat(conds), "reward": rewards}
         if self.name == "pxpo":
-            rewards = F.adaptive_avg_pool2d(rewards[:, None], shape[1:])[:, 0]
+            rewards = F.adaptive_avg_pool2d(rewards[:, None], states[0].shape[-2:])[:, 0]
         if self.name in ("ddpo", "pxpo"):
             limit = self.method["advantage_clip"]
             self.data["advantage"] = ((rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)).clamp(-limit, limit)

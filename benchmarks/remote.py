@@ -10,8 +10,7 @@ import lightning.pytorch  # noqa: F401  # all that either side imports is import
 import peft  # noqa: F401
 import torch
 import watch
-from sides import Case, Usual, given
-from torch import Tensor
+from sides import Case, Usual, given, taken
 
 FORK = multiprocessing.get_context("fork")
 
@@ -19,15 +18,16 @@ FORK = multiprocessing.get_context("fork")
 def serve(pipe: Connection, make: Any, threads: int) -> None:
     """In a process of its own: make a side and answer what the parent asks for."""
     torch.set_num_threads(threads)
-    before = watch.memory("VmRSS")
+    before = watch.memory("RssAnon")
     side = make()
     while (asked := pipe.recv()) != "end":
         match asked:
             case "epoch":
                 pipe.send(side.epoch())
-            case "gradients":
-                side.collect()
-                pipe.send({name: each.numpy() for name, each in side.update(Tensor.backward).items()})
+            case "exact":
+                pipe.send(side.exact())
+            case "taken":
+                pipe.send(taken(side))
             case "inside":
                 pipe.send(watch.inside(side))
             case "operations":
@@ -35,8 +35,11 @@ def serve(pipe: Connection, make: Any, threads: int) -> None:
             case "given":
                 torch.save(given(side), side.case.folder / "given.pt")
                 pipe.send(None)
+            case "weights":
+                pipe.send(sum(each.numel() * each.element_size() for each in side.networks()[0].parameters()))
             case "memory":
-                pipe.send(watch.memory("VmHWM") - before)
+                # of the process alone: pages of files (libraries, mapped weights) come as they are touched, and can go
+                pipe.send(watch.memory("VmHWM") - watch.memory("RssFile") - before)
 
 
 class Remote:

@@ -1,4 +1,8 @@
-"""How alignbench's epoch of DDPO grows with images, steps, resolution and rank, and its memory with steps."""
+"""How alignbench's epoch of DDPO grows with images, steps, resolution and rank, and its memory with steps.
+
+Images, steps and rank are held against a straight line. Of resolution, convolutions grow with the pixels and attention with their square:
+it is held against a parabola in the pixels.
+"""
 
 import statistics
 from pathlib import Path
@@ -9,7 +13,7 @@ from architectures import small
 from remote import remote, say
 from sides import Case, Ours
 
-GROWN = {"images": (4, 8, 16), "steps": (4, 8, 16), "resolution": (8, 16, 24), "rank": (4, 16, 64)}  # resolution: of latents
+GROWN = {"images": (4, 8, 16), "steps": (4, 8, 16), "resolution": (8, 12, 16, 20, 24), "rank": (4, 16, 64)}  # resolution: of latents
 LEAST = {"images": 4, "steps": 4, "resolution": 16, "rank": 4}
 REPEATS = 3
 
@@ -25,14 +29,14 @@ class Sized:
             small(self.folder / f"at-{size}", size)
 
 
-def off_the_line(x: list[float], y: list[float]) -> float:
-    """How far the furthest point lies from the straight line of least squares, as a share of the line there."""
-    slope, start = np.polyfit(x, y, 1)
-    line = slope * np.array(x) + start
-    return float(np.abs(np.array(y) / line - 1).max())
+def off_the_curve(x: list[float], y: list[float], degree: int = 1) -> float:
+    """How far the furthest point lies from the polynomial of least squared relative errors, as a share of the point."""
+    y = np.array(y)
+    curve = np.polynomial.Polynomial.fit(x, y, degree, w=1 / y)
+    return float(np.abs(curve(np.array(x)) / y - 1).max())
 
 
-def scaling(folder: Path, quick: bool) -> dict[str, Any]:
+def scaling(folder: Path, extent: str) -> dict[str, Any]:
     with remote(lambda: Sized(folder)) as (maker,):
         maker.ask("epoch")
     found: dict[str, Any] = {}
@@ -48,9 +52,9 @@ def scaling(folder: Path, quick: bool) -> dict[str, Any]:
                 epochs = [ours.ask("epoch") for _ in range(REPEATS + 1)][1:]
                 memory.append(ours.ask("memory"))
             seconds.append(statistics.median(each["rollout_processor"] + each["update_processor"] for each in epochs))
-        against = [value**2 for value in values] if name == "resolution" else list(values)  # pixels
-        off = off_the_line([float(each) for each in against], seconds)
-        found[name] = {"values": list(values), "seconds": seconds, "off_the_line": off, "peak_bytes": memory}
+        x = [float(value**2 if name == "resolution" else value) for value in values]
+        off = off_the_curve(x, seconds, degree=2 if name == "resolution" else 1)
+        found[name] = {"values": list(values), "seconds": seconds, "off_the_curve": off, "peak_bytes": memory}
         points = ", ".join(f"{value}: {second:.2f}" for value, second in zip(values, seconds, strict=True))
         say(f"{name:<12}{points:<68}{off:.1%}")
     steps = found["steps"]["peak_bytes"]

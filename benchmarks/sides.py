@@ -1,5 +1,6 @@
 """alignbench and the plain loop on one piece of work: what each does an epoch, timed, and where it spends it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from plain import Plain
@@ -48,13 +50,14 @@ class Case:
     later: bool = False
     rank: int = 4
     processes: int = 1
+    words: tuple[str, ...] = ()  # more of them
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.adapter}{' later' * self.later}, micro-batch {self.micro_batch}"
 
     @property
-    def words(self) -> list[str]:
+    def all_words(self) -> list[str]:
         model = MODEL.get(self.method, "sandbox")
         items = self.images // 2 if self.method in PAIRED else self.images
         return [
@@ -76,10 +79,14 @@ class Case:
             "trainer.accelerator=cpu",
             "eval=plain",
             "epochs=1",
+            *self.words,
         ]
 
 
 class Side(Protocol):
+    def exact(self) -> None:
+        """From here on in float64."""
+
     def collect(self) -> None: ...
     def update(self, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """By hand, without a trainer; the gradients [of every weight by name] before they are clipped."""
@@ -107,9 +114,9 @@ class Clock:
 class Ours:
     """alignbench itself: the experiment that the words compose, and Lightning's trainer."""
 
-    def __init__(self, case: Case, strategy: Any = "auto"):
+    def __init__(self, case: Case, strategy: str = "auto"):
         self.case, self.strategy = case, strategy
-        config = compose(case.words).config
+        config = compose(case.all_words).config
         settle(config | {"trainer": config["trainer"] | {"threads": 0}})  # as a run does; how many threads, the benchmark says
         self.experiment = Experiment.build(config)
         self.method, model = self.experiment.method, self.experiment.model
@@ -119,7 +126,16 @@ class Ours:
             for name, parameter in sorted(self.policy.items()):
                 parameter.data += 1e-3 * torch.randn(parameter.shape, generator=generator(0, name))
         self.trained = {who: model.trainable(who) for who in ("policy", *self.method.copies)}
+        self.begin()
+
+    def begin(self) -> None:
+        """Note the weights of now as those that every epoch starts from."""
         self.start = {who: {name: each.detach().clone() for name, each in weights.items()} for who, weights in self.trained.items()}
+
+    def exact(self) -> None:
+        for part in (self.model, self.model.pipeline[0].text_encoder):  # the encoder is no part of the model's module
+            part.double()
+        self.begin()
 
     @property
     def policy(self) -> dict[str, nn.Parameter]:
@@ -188,6 +204,14 @@ class Usual:
         numbers = case.method, case.adapter, case.micro_batch, given["method"], given["sampler"], case.rank
         self.plain = Plain(case.folder, *numbers, score)
 
+    def exact(self) -> None:
+        loop = self.plain
+        for part in (*self.networks(), loop.vae, loop.encoder):
+            part.double()
+        loop.alpha_bar = loop.alpha_bar.double()
+        if hasattr(loop, "ema"):
+            loop.ema = [each.double() for each in loop.ema]
+
     def networks(self) -> list[nn.Module]:
         return [*self.plain.networks.values(), *([self.plain.reference] if hasattr(self.plain, "reference") else [])]
 
@@ -239,6 +263,18 @@ class Usual:
         with clock.on("update"):
             self._learn()
         return clock.seconds
+
+
+def taken(side: Side) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss and the gradients of an epoch's optimiser step."""
+    losses = []
+    side.collect()
+
+    def backward(loss: Tensor) -> None:
+        losses.append(float(loss.detach()))
+        loss.backward()
+
+    return math.fsum(losses), {name: each.numpy() for name, each in side.update(backward).items()}
 
 
 def given(ours: Ours) -> dict[str, Any]:

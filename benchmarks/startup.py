@@ -51,33 +51,40 @@ def imports() -> tuple[float, list[tuple[str, float]]]:
     return sum(own.values()), sorted(own.items(), key=lambda each: -each[1])[:8]
 
 
-def startup(folder: Path, quick: bool) -> dict[str, Any]:
-    repeats = 2 if quick else 5
-    commands = {" ".join(words): [alignbench(*words) for _ in range(repeats)] for words in (("--help",), ("ls",))}
+def startup(folder: Path, extent: str) -> dict[str, Any]:
+    seconds = {word.strip("-"): min(alignbench(word) for _ in range(5)) for word in ("--help", "ls")}
     whole, most = imports()
-    words = [f"output={folder}/first", "model=sandbox"]
     firsts = []
-    for _ in range(1 if quick else 3):
+    for _ in range({"full": 3, "quick": 1}[extent]):
         done = subprocess.run(
-            [sys.executable, "-c", FIRST, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            [sys.executable, "-c", FIRST, f"output={folder}/first", "model=sandbox"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        found = re.search(r"FIRST ([\d.]+)", done.stderr)
-        if not found:
+        reached = re.search(r"FIRST ([\d.]+)", done.stderr)
+        if not reached:
             raise SystemExit(f"the sandbox took no training step:\n{done.stderr[-2000:]}")
-        firsts.append(float(found[1]))
+        firsts.append(float(reached[1]))
+    seconds |= {"imports": whole, "first_step": statistics.median(firsts)}
     say("\nstart-up, seconds of the wall")
-    for name, seconds in commands.items():
-        say(f"  {name:<36}{min(seconds):.2f}")
-    say(f"  {'imports of a training':<36}{whole:.2f}  ({', '.join(f'{name} {seconds:.2f}' for name, seconds in most)})")
-    say(f"  {'from there to the first training step':<36}  {statistics.median(firsts):.2f}")
-    return {"commands": commands, "imports": {"seconds": whole, "most": most}, "first_step": firsts}
+    for name, what in {
+        "help": "--help",
+        "ls": "ls",
+        "imports": "imports of a training",
+        "first_step": "from there to its first step",
+    }.items():
+        say(f"  {what:<38}{seconds[name]:>6.2f}")
+    say(f"  most of the imports: {', '.join(f'{name} {each:.2f}' for name, each in most)}")
+    return {"seconds": seconds, "imports": most}
 
 
-def sweep(folder: Path, quick: bool) -> dict[str, Any]:
+def sweep(folder: Path, extent: str) -> dict[str, Any]:
     """A sandbox sweep of 12 jobs, one at a time and two at a time."""
     seeds = ",".join(str(seed) for seed in range(JOBS))
-    words = ["-m", "method=ddpo", "model=sandbox", f"seed={seeds}", "epochs=2", "eval=quick", "trainer.threads=1"]
+    words = ["-m", "method=ddpo", "model=sandbox", f"seed={seeds}", "epochs=1", "eval=quick", "trainer.threads=1"]
     seconds = {jobs: alignbench(*words, f"launcher.jobs={jobs}", f"output={folder}/sweep-{jobs}") for jobs in (2, 1)}
-    row = {"seconds": seconds, "speedup": seconds[1] / seconds[2], "ratio": seconds[2] / seconds[1]}
-    say(f"\na sweep of {JOBS} jobs: {seconds[1]:.0f} s one at a time, {seconds[2]:.0f} s two at a time: {row['speedup']:.2f} times as fast")
+    row = {"name": f"a sweep of {JOBS} jobs, two at a time", "seconds": seconds}
+    row |= {"ratio": seconds[2] / seconds[1], "speedup": seconds[1] / seconds[2]}
+    say(f"\n{row['name']}: {seconds[2]:.0f} s, {seconds[1]:.0f} s one at a time: {row['speedup']:.2f} times as fast")
     return row

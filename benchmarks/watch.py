@@ -65,6 +65,6 @@ def operations(side: Side) -> dict[str, dict[str, int]]:
 
 
 def memory(what: str) -> int:
-    """Bytes that this process holds (VmRSS) or has held at most (VmHWM)."""
+    """Bytes that this process holds of its own (RssAnon) or of files (RssFile), or has held at most of both (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024

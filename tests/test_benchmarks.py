@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import architectures  # noqa: E402
-import bench  # noqa: E402
 import numpy as np  # noqa: E402
-from scaling import off_the_line  # noqa: E402
-from sides import PAIRED, Case, Clock, Ours, Usual, given  # noqa: E402
+import verdicts  # noqa: E402
+from scaling import off_the_curve  # noqa: E402
+from sides import PAIRED, Case, Clock, Ours, Usual, given, taken  # noqa: E402
+from table import METHODS, cases, heading, line  # noqa: E402
 from watch import inside, operations  # noqa: E402
 
 
@@ -59,53 +61,43 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def the_two(case: Case) -> tuple[Ours, Usual]:
+def the_two(case: Case, exact: bool = False) -> tuple[Ours, Usual]:
     ours = Ours(case)
-    return ours, Usual(case, given(ours))
-
-
-def gradients(side: Ours | Usual) -> dict[str, np.ndarray]:
-    side.collect()
-    return {name: each.numpy() for name, each in side.update(torch.Tensor.backward).items()}
-
-
-def in_float64(usual: Usual) -> None:
-    loop = usual.plain
-    for part in (*usual.networks(), loop.vae, loop.encoder):
-        part.double()
-    loop.alpha_bar = loop.alpha_bar.double()
-    if usual.turns:
-        loop.ema = [each.double() for each in loop.ema]
-        usual.turns = [(kind, prompts, z.double(), noise.double(), t) for kind, prompts, z, noise, t in usual.turns]
+    if exact:
+        ours.exact()
+    usual = Usual(case, given(ours))
+    if exact:
+        usual.exact()
+    return ours, usual
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("later", [False, True], ids=["at the start", "later"])
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("method", bench.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_both_sides_take_the_same_step(pipeline: Path, method: str, adapter: str, later: bool) -> None:
     case = Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4, later)
-    ours, usual = the_two(case)
-    found, expected = gradients(ours), gradients(usual)
-    assert bench.gap(found, expected) < 1e-5
-    assert max(np.abs(each).max() for each in expected.values()) > 0
-    other = copy.deepcopy(expected)
+    ours, usual = the_two(case, exact=True)
+    found, expected = taken(ours), taken(usual)
+    assert max(verdicts.apart(found, expected).values()) < 1e-6  # images and rewards stay in fp32
+    assert max(np.abs(each).max() for each in expected[1].values()) > 0
+    other = copy.deepcopy(expected[1])
     next(iter(other.values()))[:] += 1.0
-    assert bench.gap(found, other) > 1e-5
+    far = verdicts.apart(found, (expected[0] + 0.1, other))
+    assert min(far.values()) > verdicts.WANTED["same"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("method", bench.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_plain_loops_step_does_not_depend_on_its_micro_batch(pipeline: Path, method: str, adapter: str) -> None:
     """In float64: in fp32 another order of sums is 2e-5 of a gradient."""
-    _, usual = the_two(Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4))
-    in_float64(usual)
-    found = gradients(usual)
+    _, usual = the_two(Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4), exact=True)
+    found = taken(usual)
     usual.plain.micro_batch = 1
-    assert bench.gap(found, gradients(usual)) < 1e-10
+    assert max(verdicts.apart(found, taken(usual)).values()) < 1e-10
 
 
 @pytest.mark.slow
@@ -127,16 +119,18 @@ def test_an_epoch_is_timed_and_its_denoisers_seconds_and_operations_are_found(pi
 
 
 def test_a_ratio_and_its_interval_by_hand() -> None:
-    found = bench.ratio([1.0, 4.0], [2.0, 2.0])  # ratios 1/2 and 2: logarithms -+ log 2
+    found = verdicts.ratio([1.0, 4.0], [2.0, 2.0])  # ratios 1/2 and 2: logarithms -+ log 2
     assert found["ratio"] == pytest.approx(1.0)
     half = 12.706204736 * math.log(2) * math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom, the std of two points
     assert math.log(found["high"]) == pytest.approx(half, rel=1e-6)
     assert found["low"] * found["high"] == pytest.approx(1.0)
 
 
-def test_how_far_points_lie_from_a_line() -> None:
-    assert off_the_line([1, 2, 3], [3, 5, 7]) == pytest.approx(0, abs=1e-12)
-    assert off_the_line([0, 1, 2], [1, 3, 2]) == pytest.approx(0.5)  # the line is 1.5 + 0.5 x: 0.5 below at 0, 1 above at 1
+def test_how_far_points_lie_from_a_curve() -> None:
+    assert off_the_curve([1, 2, 3], [3, 5, 7]) == pytest.approx(0, abs=1e-12)
+    assert off_the_curve([1, 2, 3], [1, 4, 9], degree=2) == pytest.approx(0, abs=1e-12)
+    # the line a + b x of least (line/y - 1)^2 through (0, 1), (1, 2), (2, 1): by symmetry flat, at (1 + 1/2 + 1) / (1 + 1/4 + 1) = 10/9
+    assert off_the_curve([0, 1, 2], [1, 2, 1]) == pytest.approx(1 - 10 / 9 / 2)
 
 
 def results(**ratios: float) -> dict:
@@ -145,15 +139,47 @@ def results(**ratios: float) -> dict:
 
 def test_a_ratio_that_has_changed_is_said_and_one_that_has_not_is_not() -> None:
     now, then = results(ddpo=1.0, d3po=0.8, pso=1.0), results(ddpo=0.8, d3po=0.8, pso=1.2)
-    slower, faster = bench.changes(now, then)
+    slower, faster = verdicts.changes(now, then)
     assert slower == "ddpo: slower, 1.000 where 0.800 is committed"
     assert faster == "pso: faster, 1.000 where 1.200 is committed"
-    assert bench.changes(now, now) == []
+    assert verdicts.changes(now, now) == []
 
 
 def test_what_a_full_run_must_reach_is_said_where_it_does_not() -> None:
-    row = {"name": "ddpo lora, micro-batch 4", "high": 1.001, "peak_bytes": {"ours": 2e6, "plain": 1e6}}
+    row = {"name": "ddpo lora, micro-batch 4", "high": 1.001, "peak_bytes": {"ours": 3e6, "plain": 1e6, "kept": 1e6}}
     row["ours"] = {"rollout": {"denoiser_share": 0.9}, "update": {"denoiser_share": 0.8}}
-    missed = bench.gates({"table": {"rows": [row]}, "processes": {"name": "two processes", "high": 0.75}})
-    assert [each.rpartition(": ")[2][:20] for each in missed] == ["the ratio's upper en", "peak memory 2 MB, th", "80% of the update is"]
-    assert bench.gates({"processes": {"name": "two processes", "high": math.nan}})  # no interval is no proof
+    grown = {"steps": {"off_the_curve": 0.02, "peak_bytes": [100e6, 104e6, 106e6]}, "rank": {"off_the_curve": 0.11}}
+    found = {
+        "table": {"rows": [row]},
+        "processes": [{"name": "two processes, micro-batch 1", "high": 0.75}],
+        "sweep": {"name": "a sweep", "speedup": 1.6},
+        "scaling": grown,
+        "startup": {"seconds": {"help": 0.2, "ls": 1.5, "imports": 60, "first_step": 7.9}},
+    }
+    assert verdicts.missed(found) == [
+        "ddpo lora, micro-batch 4: the ratio's upper end is 1.001, at most 1.0 is wanted",
+        "ddpo lora, micro-batch 4: peak memory 3 MB, the plain loop's is 1 MB",
+        "ddpo lora, micro-batch 4: 80% of the update is in the denoiser, at least 85% is wanted",
+        "a sweep: 1.60 times as fast, 1.7 is wanted",
+        "rank: 11% off its curve, at most 10% is wanted",
+        "peak memory grows from 100 to 106 MB with the number of steps",
+        "ls: 1.50 s, less than 1 is wanted",
+    ]
+    assert verdicts.missed({"processes": [{"name": "two processes, micro-batch 1", "high": math.nan}]})  # no interval is no proof
+
+
+def test_every_name_that_must_reach_something_is_one_that_is_measured() -> None:
+    measured = {replace(case, micro_batch=theirs).name for case, theirs in cases(Path(), "full")}
+    assert set(verdicts.WANTED["at_most"]) - measured == {"two processes, micro-batch 1"}
+    assert len(measured) == len(cases(Path(), "full"))
+
+
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+PAGE = (BENCHMARKS.parent / "docs/performance.md").read_text()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_page_quotes_the_committed_results(path: Path) -> None:
+    found = json.loads(path.read_text())
+    quoted = [heading(found["table"]["rates"]), *(line(row) for row in found["table"]["rows"]), *map(verdicts.paired, found["processes"])]
+    assert [each for each in quoted if each not in PAGE] == []

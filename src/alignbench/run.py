@@ -49,8 +49,8 @@ def settle(config: dict[str, Any]) -> None:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what tensors on the CPU free. It gives large blocks back at once, and every pass faults them in again: a tenth of an
-    update's time. Elsewhere nothing happens.
+    """Have glibc keep what tensors on the CPU free. It gives large blocks back at once, and every pass faults them in again
+    (docs/performance.md has what that costs). Elsewhere nothing happens.
     """
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
         trim_threshold, mmap_threshold = -1, -3  # malloc.h

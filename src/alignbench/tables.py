@@ -1,6 +1,6 @@
 """The rows that flow between the stages: Rollout -> Transition, Pair, Noised, NoisedPair -> loss. Columns of a table share an axis."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -22,6 +22,15 @@ class Table:
 
     def to(self, *args: object, **kwargs: object) -> Self:
         return self.each(lambda column: column.to(*args, **kwargs))  # type: ignore[call-overload]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """One after the other; of tables whose columns are tensors, or None in all."""
+
+        def joined(columns: list[Any]) -> Any:
+            return None if columns[0] is None else torch.cat(columns)
+
+        return cls(*(joined([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -47,13 +56,6 @@ class Rollout(Table):
             advantage=advantage[image],
             anchor=None if self.anchor is None else self.anchor[image, k],
         )
-
-    @classmethod
-    def cat(cls, parts: "list[Rollout]") -> "Rollout":
-        def joined(columns: list[Any]) -> Any:
-            return None if columns[0] is None else torch.cat(columns)
-
-        return cls(*(joined([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 @dataclass(frozen=True)

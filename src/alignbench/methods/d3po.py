@@ -13,7 +13,7 @@ from alignbench.rewards.base import Reward
 from alignbench.rewards.judge import Judge
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
-from alignbench.tables import Pair
+from alignbench.tables import Pair, Transition
 
 
 class D3PO(Method):
@@ -77,9 +77,8 @@ class D3PO(Method):
         return self.updates.of_pairs(rollout, win, lose, decided, draws.one("minibatches"))
 
     def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:
-        win, lose = (  # [N] log p_theta / p_ref of the steps taken
-            per_unit(self.policy.log_ratio(each, "image"), self.policy.dimensions, self.reduce) for each in (batch.win, batch.lose)
-        )
+        both = self.policy.log_ratio(Transition.cat([batch.win, batch.lose]), "image")  # in one forward: half as many, twice as large
+        win, lose = per_unit(both, self.policy.dimensions, self.reduce).chunk(2)  # [N] log p_theta / p_ref of the steps taken
         loss = (batch.weight * preference(win, lose, self.beta, self.clip)).mean()
         return loss, preference_metrics(win, lose, batch.weight, self.clip)
 

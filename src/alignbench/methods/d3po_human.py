@@ -12,7 +12,7 @@ from alignbench.objectives import Reduce, per_unit, preference, preference_metri
 from alignbench.ranges import Count, Decay, Positive, Text
 from alignbench.rng import Draws
 from alignbench.schedule import Minibatches, Updates
-from alignbench.tables import Pair, Rollout
+from alignbench.tables import Pair, Rollout, Transition
 
 
 class D3POHuman(Method):
@@ -61,8 +61,7 @@ class D3POHuman(Method):
         return self.updates.of_pairs(self.rollout, win, lose, torch.ones_like(win, dtype=torch.bool), draws.one("minibatches"))
 
     def loss(self, batch: Pair) -> tuple[Tensor, Metrics]:
-        win, lose = (  # [N] log p_theta / p_ref of the steps taken
-            per_unit(self.policy.log_ratio(each, "image"), self.policy.dimensions, self.reduce) for each in (batch.win, batch.lose)
-        )
+        both = self.policy.log_ratio(Transition.cat([batch.win, batch.lose]), "image")  # in one forward: half as many, twice as large
+        win, lose = per_unit(both, self.policy.dimensions, self.reduce).chunk(2)  # [N] log p_theta / p_ref of the steps taken
         loss = (batch.weight * preference(win, lose, self.beta, self.clip)).mean()
         return loss, preference_metrics(win, lose, batch.weight, self.clip)

@@ -1,0 +1,152 @@
+"""Every method, LoRA and full: alignbench against the plain loop, by turns, in processes of their own with one thread."""
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import machine_rate
+from remote import remote, say, usual
+from sides import Case, Ours
+from verdicts import WANTED, apart, ratio
+
+METHODS = tuple(WANTED["images"])
+SIDES = ("ours", "plain")
+PHASES = ("rollout", "update")
+
+
+def total(times: dict[str, float], kind: str) -> float:
+    return times[f"rollout_{kind}"] + times[f"update_{kind}"]
+
+
+def cases(folder: Path, extent: str) -> list[tuple[Case, int]]:
+    """What is measured, with the plain loop's micro-batch; extent: full or quick."""
+    found = []
+    for method in METHODS:
+        for adapter in WANTED["adapters"][extent]:
+            case = Case(folder, method, adapter, WANTED["images"][method], WANTED["steps"][extent].get(method, 1), WANTED["micro_batch"])
+            smaller = WANTED["plain_micro_batch"].get(method, []) if extent == "full" else []
+            found += [(case, micro_batch) for micro_batch in smaller or [case.micro_batch]]
+            if extent == "full" and method in WANTED["later"]:
+                found.append((replace(case, later=True), case.micro_batch))
+    return found
+
+
+def held(case: Case, theirs: int) -> dict[str, float]:
+    """How far losses and gradients of both sides lie apart, over three steps in float64; raises SystemExit.
+
+    In fp32 the size of a forward pass alone changes a gradient by 2e-5 of its length.
+    """
+    short = replace(case, steps=min(case.steps, 3))
+    with remote(lambda: Ours(short)) as (ours,):
+        ours.ask("exact")
+        ours.ask("given")
+        with remote(lambda: usual(replace(short, micro_batch=theirs))) as (plain,):
+            plain.ask("exact")
+            between = apart(ours.ask("taken"), plain.ask("taken"))
+    for what, far in between.items():
+        if far > WANTED["same"]:
+            raise SystemExit(f"{case.name}: the two sides' {what} differ by {far:.1e}; nothing is compared")
+    return between
+
+
+def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
+    """alignbench at `case` against the plain loop at micro-batch `theirs`."""
+    other, between = replace(case, micro_batch=theirs), held(case, theirs)
+    with remote(lambda: Ours(case)) as (ours,):
+        ours.ask("given")
+        with remote(lambda: usual(other)) as (plain,):
+            times: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+            for turn in range(repeats + 1):  # the first warms up
+                order = (("ours", ours), ("plain", plain)) if turn % 2 else (("plain", plain), ("ours", ours))
+                for name, side in order:
+                    found = side.ask("epoch")
+                    if turn:
+                        times[name].append(found)
+            within = {"ours": ours.ask("inside"), "plain": plain.ask("inside")}
+            counted = {"ours": ours.ask("operations"), "plain": plain.ask("operations")}
+    row: dict[str, Any] = {
+        "name": other.name,
+        "method": case.method,
+        "adapter": case.adapter,
+        "later": case.later,
+        "micro_batch": {"ours": case.micro_batch, "plain": theirs},
+        "images": case.images,
+        "steps": case.steps,
+        "apart": between,
+        **ratio(*([total(each, "processor") for each in times[side]] for side in SIDES)),
+        "wall": ratio(*([total(each, "wall") for each in times[side]] for side in SIDES)),
+    }
+    for side, epochs in times.items():
+        row[side] = {"repeats": [round(total(each, "processor") / case.images, 5) for each in epochs]}
+        for phase in PHASES:
+            processor = statistics.median(each[f"{phase}_processor"] for each in epochs)
+            floor = sum(counted[side][phase][kind] / rates[kind] for kind in rates)
+            row[side][phase] = {
+                "processor_seconds_an_image": processor / case.images,
+                "wall_seconds_an_image": statistics.median(each[f"{phase}_wall"] for each in epochs) / case.images,
+                "denoiser_share": within[side][phase] / processor if processor > 1e-3 else None,
+                "gflop_an_image": sum(counted[side][phase].values()) / case.images / 1e9,
+                "floor_seconds_an_image": floor / case.images,
+                "of_the_floor": processor / floor if floor else None,
+            }
+    return row
+
+
+def peaks(case: Case) -> dict[str, float]:
+    """Peak memory of an epoch of each side above what the imports take, in bytes: the median of three processes that do nothing else.
+
+    kept: the reference's weights, where alignbench alone has them.
+    """
+    with remote(lambda: Ours(case)) as (first,):
+        first.ask("given")
+        kept = first.ask("weights") if case.adapter == "full" and case.method in WANTED["without_reference"] else 0
+    found: dict[str, float] = {"kept": kept}
+    for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
+        each = []
+        for _ in range(3):
+            with remote(make) as (only,):
+                only.ask("epoch")
+                each.append(only.ask("memory"))
+        found[side] = statistics.median(each)
+    return found
+
+
+def table(folder: Path, extent: str) -> dict[str, Any]:
+    with remote(Rates) as (only,):
+        rates = only.ask("epoch")
+    say(heading(rates))
+    found = []
+    for case, theirs in cases(folder, extent):
+        row = measured(case, theirs, WANTED["repeats"][extent], rates)
+        # memory does not grow with steps (scaling.py): three are enough
+        row["peak_bytes"] = {} if case.later else peaks(replace(case, micro_batch=theirs, steps=min(case.steps, 3)))
+        found.append(row)
+        say(line(row))
+    return {"rates": rates, "rows": found}
+
+
+class Rates:
+    """The machine's own rates, asked for in a process of its own."""
+
+    def epoch(self) -> dict[str, float]:
+        return machine_rate.rates()
+
+
+def heading(rates: dict[str, float]) -> str:
+    products, convolutions = (rates[kind] / 1e9 for kind in ("matmul", "convolution"))
+    heads = f"{'an image':>9}{'plain':>8}  {'in the denoiser':<16}{'x the floor':<14}MB"
+    return (
+        f"this machine, one thread: {products:.1f} GFLOP/s in products, {convolutions:.1f} in convolutions\n\n"
+        f"{'ours : plain, processor seconds':<40}{'ratio':>6}  {'95 %':<15}{heads}"
+    )
+
+
+def line(row: dict[str, Any]) -> str:
+    ours, plain = (sum(row[side][phase]["processor_seconds_an_image"] for phase in PHASES) for side in SIDES)
+    phases = [row["ours"][phase] for phase in PHASES]
+    share = " ".join("   -" if each["denoiser_share"] is None else f"{each['denoiser_share']:4.0%}" for each in phases)
+    floor = " ".join("   -" if each["of_the_floor"] is None else f"{each['of_the_floor']:4.1f}" for each in phases)
+    memory = f"{row['peak_bytes']['ours'] / 1e6:.0f} : {row['peak_bytes']['plain'] / 1e6:.0f}" if row["peak_bytes"] else "-"
+    interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['name']:<40}{row['ratio']:>6.3f}  {interval:<15}{ours:>9.3f}{plain:>8.3f}  {share:<16}{floor:<14}{memory}"
