@@ -80,7 +80,7 @@ class Made:
 
     def epoch(self) -> list[str]:
         for method in METHODS:
-            case = Case(self.folder, method, "lora", 4, 1, 4)
+            case = Case(self.folder, method, "lora", images=4, steps=1, micro_batch=4)
             ours = Ours(case)
             torch.save(given(ours), self.folder / "given.pt")
             for side in (ours, usual(case)):
@@ -93,7 +93,7 @@ def warm(modules: list[str], folder: Path) -> None:
     for name in modules:
         with suppress(ImportError):  # of some that are made while running, and have no file
             importlib.import_module(name)
-    compose(Case(folder, "ddpo", "lora", 4, 1, 4).all_words)
+    compose(Case(folder, "ddpo", "lora", images=4, steps=1, micro_batch=4).all_words)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import lightning.pytorch  # noqa: F401  # all that either side imports is imported before any of them begins, so that neither pays for it
+import numpy as np
 import peft  # noqa: F401
 import torch
 import watch
@@ -27,7 +28,9 @@ def serve(pipe: Connection, make: Any, threads: int) -> None:
             case "exact":
                 pipe.send(side.exact())
             case "taken":
-                pipe.send(taken(side))
+                loss, gradients = taken(side)
+                np.savez(side.case.folder / f"{type(side).__name__}.npz", loss=loss, **gradients)
+                pipe.send(None)
             case "inside":
                 pipe.send(watch.inside(side))
             case "operations":

@@ -46,11 +46,12 @@ class Case:
     adapter: str
     images: int
     steps: int
-    micro_batch: int
+    micro_batch: int  # images in a rollout, and rows of an update unless rows says more
+    rows: int | None = None
     later: bool = False
     rank: int = 4
     processes: int = 1
-    words: tuple[str, ...] = ()  # more of them
+    words: tuple[str, ...] = ()  # instead of the usual ones, or beside them
 
     @property
     def name(self) -> str:
@@ -60,7 +61,7 @@ class Case:
     def all_words(self) -> list[str]:
         model = MODEL.get(self.method, "sandbox")
         items = self.images // 2 if self.method in PAIRED else self.images
-        return [
+        usual = [
             f"method={self.method}",
             f"model={model}",
             f"model.path={self.folder}",
@@ -74,13 +75,14 @@ class Case:
             *([] if self.method == "di_star" else [f"method.images={self.images}"]),
             *NUMBERS[self.method],
             f"eval.batch={self.micro_batch}",
-            f"trainer.micro_batch={self.micro_batch}",
+            f"trainer.micro_batch={self.rows or self.micro_batch}",
             f"trainer.devices={self.processes}",
             "trainer.accelerator=cpu",
             "eval=plain",
             "epochs=1",
-            *self.words,
         ]
+        given = {word.partition("=")[0] for word in self.words}
+        return [word for word in usual if word.partition("=")[0] not in given] + list(self.words)
 
 
 class Side(Protocol):
@@ -125,7 +127,7 @@ class Ours:
         if case.later:
             for name, parameter in sorted(self.policy.items()):
                 parameter.data += 1e-3 * torch.randn(parameter.shape, generator=generator(0, name))
-        self.trained = {who: model.trainable(who) for who in ("policy", *self.method.copies)}
+        self.trained = {who: model.trainable(who) for who in ("policy", *self.method.copies) if who != "ema"}
         self.begin()
 
     def begin(self) -> None:
@@ -294,7 +296,7 @@ def given(ours: Ours) -> dict[str, Any]:
             kind = "critic" if isinstance(turn, CriticTurn) else "generator"
             turns.append((kind, list(turn.prompts), turn.z[:, 0], turn.eps, turn.t))
     return {
-        "start": {who: weights for who, weights in ours.start.items() if who != "ema"},
+        "start": ours.start,
         "method": config["method"],
         "sampler": config["sampler"],
         "shape": ours.model.shape,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import machine_rate
+import numpy as np
 from remote import remote, say, usual
-from sides import Case, Ours
+from sides import Case, Ours, Usual
 from verdicts import WANTED, apart, ratio
 
 METHODS = tuple(WANTED["images"])
@@ -24,7 +25,8 @@ def cases(folder: Path, extent: str) -> list[tuple[Case, int]]:
     found = []
     for method in METHODS:
         for adapter in WANTED["adapters"][extent]:
-            case = Case(folder, method, adapter, WANTED["images"][method], WANTED["steps"][extent].get(method, 1), WANTED["micro_batch"])
+            images, steps = WANTED["images"][method], WANTED["steps"][extent].get(method, 1)
+            case = Case(folder, method, adapter, images, steps, WANTED["micro_batch"], WANTED["rows"])
             smaller = WANTED["plain_micro_batch"].get(method, []) if extent == "full" else []
             found += [(case, micro_batch) for micro_batch in smaller or [case.micro_batch]]
             if extent == "full" and method in WANTED["later"]:
@@ -43,7 +45,9 @@ def held(case: Case, theirs: int) -> dict[str, float]:
         ours.ask("given")
         with remote(lambda: usual(replace(short, micro_batch=theirs))) as (plain,):
             plain.ask("exact")
-            between = apart(ours.ask("taken"), plain.ask("taken"))
+            ours.ask("taken"), plain.ask("taken")
+    with remote(lambda: Apart(case.folder)) as (only,):
+        between = only.ask("epoch")
     for what, far in between.items():
         if far > WANTED["same"]:
             raise SystemExit(f"{case.name}: the two sides' {what} differ by {far:.1e}; nothing is compared")
@@ -70,7 +74,7 @@ def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> 
         "method": case.method,
         "adapter": case.adapter,
         "later": case.later,
-        "micro_batch": {"ours": case.micro_batch, "plain": theirs},
+        "micro_batch": {"ours": {"images": case.micro_batch, "rows": case.rows}, "plain": theirs},
         "images": case.images,
         "steps": case.steps,
         "apart": between,
@@ -119,11 +123,27 @@ def table(folder: Path, extent: str) -> dict[str, Any]:
     found = []
     for case, theirs in cases(folder, extent):
         row = measured(case, theirs, WANTED["repeats"][extent], rates)
-        # memory does not grow with steps (scaling.py): three are enough
-        row["peak_bytes"] = {} if case.later else peaks(replace(case, micro_batch=theirs, steps=min(case.steps, 3)))
+        # at one micro-batch; memory does not grow with steps (scaling.py), so that three are enough
+        row["peak_bytes"] = {} if case.later else peaks(replace(case, micro_batch=theirs, rows=None, steps=min(case.steps, 3)))
         found.append(row)
         say(line(row))
     return {"rates": rates, "rows": found}
+
+
+class Apart:
+    """Holds what both sides have taken against each other, in a process of its own: arrays that were freed in the parent would be the
+    first memory of every child, and nobody's peak.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def epoch(self) -> dict[str, float]:
+        found = []
+        for side in (Ours, Usual):
+            arrays = dict(np.load(self.folder / f"{side.__name__}.npz"))
+            found.append((float(arrays.pop("loss")), arrays))
+        return apart(*found)
 
 
 class Rates:

@@ -16,8 +16,10 @@ sys.path.insert(0, str(BENCHMARKS))
 import architectures  # noqa: E402
 import numpy as np  # noqa: E402
 import verdicts  # noqa: E402
+from picture import draw  # noqa: E402
 from scaling import off_the_curve  # noqa: E402
 from sides import PAIRED, Case, Clock, Ours, Usual, given, taken  # noqa: E402
+from switches import switched  # noqa: E402
 from table import METHODS, cases, heading, line  # noqa: E402
 from watch import inside, operations  # noqa: E402
 
@@ -77,7 +79,7 @@ def the_two(case: Case, exact: bool = False) -> tuple[Ours, Usual]:
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("method", METHODS)
 def test_both_sides_take_the_same_step(pipeline: Path, method: str, adapter: str, later: bool) -> None:
-    case = Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4, later)
+    case = Case(pipeline, method, adapter, 8 if method in PAIRED else 4, 3, 4, later=later)
     ours, usual = the_two(case, exact=True)
     found, expected = taken(ours), taken(usual)
     assert max(verdicts.apart(found, expected).values()) < 1e-6  # images and rewards stay in fp32
@@ -181,5 +183,15 @@ PAGE = (BENCHMARKS.parent / "docs/performance.md").read_text()
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_the_page_quotes_the_committed_results(path: Path) -> None:
     found = json.loads(path.read_text())
-    quoted = [heading(found["table"]["rates"]), *(line(row) for row in found["table"]["rows"]), *map(verdicts.paired, found["processes"])]
+    rows = *map(line, found["table"]["rows"]), *map(verdicts.paired, found["processes"]), *map(switched, found["switches"])
+    quoted = [heading(found["table"]["rates"]), *rows, f"{found['sweep']['speedup']:.2f} times as fast"]
     assert [each for each in quoted if each not in PAGE] == []
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_picture_has_a_row_for_every_measurement(path: Path) -> None:
+    found = json.loads(path.read_text())
+    seconds, ratios = draw(found).axes
+    names = [row["name"] for row in found["table"]["rows"]]
+    assert [each.get_text() for each in seconds.get_yticklabels()] == names[::-1]
+    assert [each.get_text() for each in ratios.texts] == [f"{row['ratio']:.2f}" for row in found["table"]["rows"][::-1]]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import FULL, LORA, SANDBOX
 from diffusers import UNet2DConditionModel
+from lightning.pytorch import Trainer
 from methods_zoo import Hill, made, moved, prompts_of
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from alignbench.methods.di_star import DIStar, GeneratorTurn
 from alignbench.models.base import Spec
 from alignbench.models.stable_diffusion import StableDiffusion
 from alignbench.rng import Draws, generator
+from alignbench.rollouts import Rollouts
 
 NONE = dict.fromkeys(ECONOMIES, False)
 SPECS = pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
@@ -194,6 +196,23 @@ def test_a_config_says_so_and_the_run_is_the_same_run() -> None:
     assert Experiment.build(tiled.config).model.vae.use_tiling  # type: ignore[union-attr]
     compiled = Experiment.build(compose(["epochs=1", "trainer.compile=true"]).config).model
     assert all(network._compiled_call_impl is not None for network in compiled.copies.values())
+
+
+def test_no_gradient_is_held_while_the_next_images_are_made() -> None:
+    words = ["reward=jpeg_compressibility", "eval=plain", "epochs=1", "method.images=8", "method.batch=8", "sampler.steps=3"]
+    experiment, held = Experiment.build(compose(words).config), list[bool]()
+    method = experiment.method
+
+    def collect() -> Any:
+        held.append(any(parameter.grad is not None for parameter in method.parameters()))
+        return experiment.collect()
+
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=2, accumulate_grad_batches=method.updates.accumulate, **quiet)
+    before = {name: parameter.clone() for name, parameter in method.policy.trainable().items()}
+    trainer.fit(method, Rollouts(collect, len(method.updates)))
+    assert held == [False, False]
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in method.policy.trainable().items())
 
 
 @pytest.mark.parametrize("keeps", [True, False])

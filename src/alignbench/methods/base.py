@@ -178,6 +178,11 @@ class Method(LightningModule, ABC):
             optimizer.zero_grad()
         self._signal = False
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        """Gradients go as soon as they are used: Lightning alone keeps them through the next rollout and forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.policy.trainable().values())
 
