@@ -97,6 +97,7 @@ class Side(Protocol):
         """An epoch from the same start, in seconds of the wall and of the processor, of collecting and of learning."""
 
     def networks(self) -> list[nn.Module]: ...
+    def decoder(self) -> nn.Module: ...
 
 
 class Clock:
@@ -145,6 +146,9 @@ class Ours:
 
     def networks(self) -> list[nn.Module]:
         return [self.model.denoiser, *self.model.copies.values()]
+
+    def decoder(self) -> nn.Module:
+        return self.model.vae.decoder
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -216,6 +220,9 @@ class Usual:
 
     def networks(self) -> list[nn.Module]:
         return [*self.plain.networks.values(), *([self.plain.reference] if hasattr(self.plain, "reference") else [])]
+
+    def decoder(self) -> nn.Module:
+        return self.plain.vae.decoder
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -35,11 +35,11 @@ def cases(folder: Path, extent: str) -> list[tuple[Case, int]]:
 
 
 def held(case: Case, theirs: int) -> dict[str, float]:
-    """How far losses and gradients of both sides lie apart, over three steps in float64; raises SystemExit.
+    """How far losses and gradients of both sides lie apart, over two steps in float64; raises SystemExit.
 
     In fp32 the size of a forward pass alone changes a gradient by 2e-5 of its length.
     """
-    short = replace(case, steps=min(case.steps, 3))
+    short = replace(case, steps=min(case.steps, 2))
     with remote(lambda: Ours(short)) as (ours,):
         ours.ask("exact")
         ours.ask("given")
@@ -89,7 +89,8 @@ def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> 
             row[side][phase] = {
                 "processor_seconds_an_image": processor / case.images,
                 "wall_seconds_an_image": statistics.median(each[f"{phase}_wall"] for each in epochs) / case.images,
-                "denoiser_share": within[side][phase] / processor if processor > 1e-3 else None,
+                "denoiser_share": within[side][phase]["denoiser"] / processor if processor > 1e-3 else None,
+                "decoder_share": within[side][phase]["decoder"] / processor if processor > 1e-3 else None,
                 "gflop_an_image": sum(counted[side][phase].values()) / case.images / 1e9,
                 "floor_seconds_an_image": floor / case.images,
                 "of_the_floor": processor / floor if floor else None,
@@ -97,8 +98,8 @@ def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> 
     return row
 
 
-def peaks(case: Case) -> dict[str, float]:
-    """Peak memory of an epoch of each side above what the imports take, in bytes: the median of three processes that do nothing else.
+def peaks(case: Case, processes: int) -> dict[str, float]:
+    """Peak memory of an epoch of each side above what the imports take, in bytes: the median of processes that do nothing else.
 
     kept: the reference's weights, where alignbench alone has them.
     """
@@ -108,7 +109,7 @@ def peaks(case: Case) -> dict[str, float]:
     found: dict[str, float] = {"kept": kept}
     for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
         each = []
-        for _ in range(3):
+        for _ in range(processes):
             with remote(make) as (only,):
                 only.ask("epoch")
                 each.append(only.ask("memory"))
@@ -123,8 +124,11 @@ def table(folder: Path, extent: str) -> dict[str, Any]:
     found = []
     for case, theirs in cases(folder, extent):
         row = measured(case, theirs, WANTED["repeats"][extent], rates)
-        # at one micro-batch; memory does not grow with steps (scaling.py), so that three are enough
-        row["peak_bytes"] = {} if case.later else peaks(replace(case, micro_batch=theirs, rows=None, steps=min(case.steps, 3)))
+        if case.later:
+            row["peak_bytes"] = {}
+        else:  # at one micro-batch; memory does not grow with steps (scaling.py), so that three are enough
+            even = replace(case, micro_batch=theirs, rows=None, steps=min(case.steps, 3))
+            row["peak_bytes"] = peaks(even, WANTED["peaks"][extent])
         found.append(row)
         say(line(row))
     return {"rates": rates, "rows": found}

@@ -1,4 +1,4 @@
-"""Where a side's time and memory go: seconds inside its denoisers, floating-point operations, bytes held."""
+"""Where a side's time and memory go: seconds inside its denoisers and its VAE's decoder, floating-point operations, bytes held."""
 
 import time
 from pathlib import Path
@@ -10,15 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Watch:
-    """Processor seconds inside the denoisers' forward and backward passes.
+    """Processor seconds inside the denoisers' forward and backward passes, and inside the decoder's forward passes.
 
     A backward pass counts from where the gradient reaches a denoiser's output to its end: what lies before in the graph is the denoiser.
     """
 
-    def __init__(self, networks: list[nn.Module]):
-        self.seconds, self._entered, self._reached = 0.0, 0.0, 0.0
+    def __init__(self, networks: list[nn.Module], decoder: nn.Module):
+        self.seconds, self.decoding, self._entered, self._reached = 0.0, 0.0, 0.0, 0.0
         self._hooks = [network.register_forward_pre_hook(self._enter) for network in networks]
         self._hooks += [network.register_forward_hook(self._leave) for network in networks]
+        self._hooks += [decoder.register_forward_pre_hook(self._enter), decoder.register_forward_hook(self._decoded)]
 
     def _enter(self, *_: Any) -> None:
         self._entered = time.process_time()
@@ -27,6 +28,9 @@ class Watch:
         self.seconds += time.process_time() - self._entered
         if output.sample.requires_grad:
             output.sample.register_hook(self._reach)
+
+    def _decoded(self, *_: Any) -> None:
+        self.decoding += time.process_time() - self._entered
 
     def _reach(self, gradient: Tensor) -> None:
         self._reached = self._reached or time.process_time()
@@ -42,14 +46,15 @@ class Watch:
             hook.remove()
 
 
-def inside(side: Side) -> dict[str, float]:
-    """Processor seconds in the denoisers, of collecting and of learning."""
-    watch = Watch(side.networks())
-    side.collect()
-    rollout, watch.seconds = watch.seconds, 0.0
-    side.update(watch.backward)
+def inside(side: Side) -> dict[str, dict[str, float]]:
+    """Processor seconds in the denoisers and in the decoder, of collecting and of learning."""
+    found, watch = {}, Watch(side.networks(), side.decoder())
+    for phase, work in {"rollout": side.collect, "update": lambda: side.update(watch.backward)}.items():
+        watch.seconds = watch.decoding = 0.0
+        work()
+        found[phase] = {"denoiser": watch.seconds, "decoder": watch.decoding}
     watch.close()
-    return {"rollout": rollout, "update": watch.seconds}
+    return found
 
 
 def operations(side: Side) -> dict[str, dict[str, int]]:
