@@ -37,7 +37,7 @@ from alignbench.compose import compose
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {"table": table, "processes": processes, "switches": switches, "scaling": scaling, "startup": startup, "sweep": sweep}
-FULL_ONLY = ("switches", "scaling", "sweep")
+FULL_ONLY = ("switches", "scaling", "startup", "sweep")
 
 
 def main() -> int:
