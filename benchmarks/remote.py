@@ -38,8 +38,6 @@ def serve(pipe: Connection, make: Any, threads: int) -> None:
             case "given":
                 torch.save(given(side), side.case.folder / "given.pt")
                 pipe.send(None)
-            case "weights":
-                pipe.send(sum(each.numel() * each.element_size() for each in side.networks()[0].parameters()))
             case "memory":
                 # of the process alone: pages of files (libraries, mapped weights) come as they are touched, and can go
                 pipe.send(watch.memory("VmHWM") - watch.memory("RssFile") - before)

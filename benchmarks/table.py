@@ -99,14 +99,10 @@ def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> 
 
 
 def peaks(case: Case, processes: int) -> dict[str, float]:
-    """Peak memory of an epoch of each side above what the imports take, in bytes: the median of processes that do nothing else.
-
-    kept: the reference's weights, where alignbench alone has them.
-    """
+    """Peak memory of an epoch of each side above what the imports take, in bytes: the median of processes that do nothing else."""
     with remote(lambda: Ours(case)) as (first,):
         first.ask("given")
-        kept = first.ask("weights") if case.adapter == "full" and case.method in WANTED["without_reference"] else 0
-    found: dict[str, float] = {"kept": kept}
+    found = dict[str, float]()
     for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
         each = []
         for _ in range(processes):
