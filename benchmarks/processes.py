@@ -29,8 +29,8 @@ class Half:
 
 def processes(folder: Path, extent: str) -> list[dict[str, Any]]:
     """DDPO with LoRA on two processes of one thread: against one, and against the plain loop on two threads, by the wall."""
-    steps = {"full": 5, "quick": 3}[extent]
-    case = Case(folder, "ddpo", "lora", 8, steps, WANTED["micro_batch"], WANTED["rows"])
+    images, steps = WANTED["two_processes"]["images"], WANTED["two_processes"]["steps"][extent]
+    case = Case(folder, "ddpo", "lora", images, steps, WANTED["micro_batch"], WANTED["rows"])
     with remote(lambda: Ours(case)) as (first,):
         first.ask("given")
     say("\ntwo processes, seconds of the wall an image")

@@ -12,10 +12,9 @@ import numpy as np
 from architectures import small
 from remote import remote, say
 from sides import Case, Ours
+from verdicts import WANTED
 
-GROWN = {"images": (4, 8, 16), "steps": (4, 8, 16), "resolution": (8, 12, 16, 20, 24), "rank": (4, 16, 64)}  # resolution: of latents
-LEAST = {"images": 4, "steps": 4, "resolution": 16, "rank": 4}
-REPEATS = 3
+GROWN = WANTED["grown"]["values"]
 
 
 class Sized:
@@ -40,16 +39,22 @@ def scaling(folder: Path, extent: str) -> dict[str, Any]:
     with remote(lambda: Sized(folder)) as (maker,):
         maker.ask("epoch")
     found: dict[str, Any] = {}
-    say(f"\n{'DDPO, LoRA: processor seconds an epoch of':<44}{'':<36}furthest from a straight line")
+    say(f"\n{'DDPO, LoRA: processor seconds an epoch of':<44}{'':<36}furthest from its curve")
     for name, values in GROWN.items():
         seconds, memory = [], []
         for value in values:
-            numbers = LEAST | {name: value}
+            numbers = WANTED["grown"]["least"] | {name: value}
             case = Case(
-                folder / f"at-{numbers['resolution']}", "ddpo", "lora", numbers["images"], numbers["steps"], 4, rank=numbers["rank"]
+                folder / f"at-{numbers['resolution']}",
+                "ddpo",
+                "lora",
+                numbers["images"],
+                numbers["steps"],
+                WANTED["micro_batch"],
+                rank=numbers["rank"],
             )
             with remote(lambda case=case: Ours(case)) as (ours,):
-                epochs = [ours.ask("epoch") for _ in range(REPEATS + 1)][1:]
+                epochs = [ours.ask("epoch") for _ in range(WANTED["repeats"]["grown"] + 1)][1:]
                 memory.append(ours.ask("memory"))
             seconds.append(statistics.median(each["rollout_processor"] + each["update_processor"] for each in epochs))
         x = [float(value**2 if name == "resolution" else value) for value in values]

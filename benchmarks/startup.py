@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remote import say
+from verdicts import WANTED
 
 FIRST = """
 import sys, time
@@ -30,7 +31,6 @@ main(sys.argv[1:])
 TRAINING = (
     "import alignbench.run, alignbench.models.stable_diffusion, alignbench.methods.ddpo; from diffusers import StableDiffusionPipeline"
 )
-JOBS = 12
 
 
 def alignbench(*words: str) -> float:
@@ -80,11 +80,11 @@ def startup(folder: Path, extent: str) -> dict[str, Any]:
 
 
 def sweep(folder: Path, extent: str) -> dict[str, Any]:
-    """A sandbox sweep of 12 jobs, one at a time and two at a time."""
-    seeds = ",".join(str(seed) for seed in range(JOBS))
+    """A sandbox sweep, one at a time and two at a time."""
+    seeds = ",".join(str(seed) for seed in range(WANTED["jobs"]))
     words = ["-m", "method=ddpo", "model=sandbox", f"seed={seeds}", "epochs=1", "eval=quick", "trainer.threads=1"]
     seconds = {jobs: alignbench(*words, f"launcher.jobs={jobs}", f"output={folder}/sweep-{jobs}") for jobs in (2, 1)}
-    row = {"name": f"a sweep of {JOBS} jobs, two at a time", "seconds": seconds}
+    row = {"name": f"a sweep of {WANTED['jobs']} jobs, two at a time", "seconds": seconds}
     row |= {"ratio": seconds[2] / seconds[1], "speedup": seconds[1] / seconds[2]}
     say(f"\n{row['name']}: {seconds[2]:.0f} s, {seconds[1]:.0f} s one at a time: {row['speedup']:.2f} times as fast")
     return row
