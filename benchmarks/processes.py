@@ -3,12 +3,13 @@
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from remote import remote, say, usual
-from sides import Case, Ours
+from sides import Case, Ours, Side
 from table import total
 from torch import distributed
 from verdicts import WANTED, paired, ratio
@@ -29,37 +30,50 @@ class Half:
 
 def processes(folder: Path, extent: str) -> list[dict[str, Any]]:
     """DDPO with LoRA on two processes of one thread: against one, and against the plain loop on two threads, by the wall."""
-    images, steps = WANTED["two_processes"]["images"], WANTED["two_processes"]["steps"][extent]
-    case = Case(folder, "ddpo", "lora", images, steps, WANTED["micro_batch"], WANTED["rows"])
+    wanted = WANTED["two_processes"]
+    case = Case(folder, "ddpo", "lora", wanted["images"][extent], wanted["steps"][extent], wanted["micro_batch"], wanted["rows"])
     with remote(lambda: Ours(case)) as (first,):
         first.ask("given")
     say("\ntwo processes, seconds of the wall an image")
-    store = Path(tempfile.mkdtemp(dir=folder)) / "store"
-    halves = [lambda rank=rank: Half(replace(case, processes=2), rank, store) for rank in range(2)]
-    found = []
-    with remote(*halves) as both:
+    plain = {
+        f"micro-batch {micro_batch}": (lambda micro_batch=micro_batch: usual(replace(case, micro_batch=micro_batch)), 2)
+        for micro_batch in WANTED["plain_micro_batch"][case.method]
+    }
+    if extent == "quick":
+        return by_turns(case, {f"two processes, {name}": plain[name] for name in ("micro-batch 1",)}, extent)
+    alone = {"two processes against one": (lambda: Ours(case), 1)}
+    found = by_turns(case, alone | {f"two processes, {name}": each for name, each in plain.items()}, extent)
+    compiled = replace(case, words=tuple(wanted["compiled"]))
+    return found + by_turns(compiled, {f"two processes compiled, {name}": each for name, each in plain.items()}, extent)
+
+
+def by_turns(case: Case, against: dict[str, tuple[Callable[[], Side], int]], extent: str) -> list[dict[str, Any]]:
+    """Two processes at `case` against each of the others, which has so many threads."""
+    store, found = Path(tempfile.mkdtemp(dir=case.folder)) / "store", []
+    with remote(*[lambda rank=rank: Half(replace(case, processes=2), rank, store) for rank in range(2)]) as both:
 
         def shared() -> float:
             for each in both:
                 each.begin("epoch")
             return max(total(each.pipe.recv(), "wall") for each in both)
 
-        against = {"one process": (lambda: Ours(case), 1)} if extent == "full" else {}
-        for micro_batch in WANTED["plain_micro_batch"][case.method] if extent == "full" else (1,):
-            one = replace(case, micro_batch=micro_batch)
-            against[f"two processes, micro-batch {micro_batch}"] = (lambda one=one: usual(one), 2)
+        first = shared()
         for name, (make, threads) in against.items():
             with remote(make, threads=threads) as (other,):
                 turns = []
-                for turn in range(WANTED["repeats"][extent] + 1):
+                for turn in range(WANTED["repeats"][extent] + 1):  # the first warms up
                     if turn % 2:
                         ours, theirs = shared(), total(other.ask("epoch"), "wall")
                     else:
                         theirs, ours = total(other.ask("epoch"), "wall"), shared()
                     turns.append((ours / case.images, theirs / case.images))
             ours, theirs = (list(each) for each in zip(*turns[1:], strict=True))
-            name = "two processes against one" if name == "one process" else name
-            row = {"name": name, **ratio(ours, theirs), "wall_seconds_an_image": {"ours": ours, "other": theirs}}
+            row = {
+                "name": name,
+                **ratio(ours, theirs),
+                "wall_seconds_an_image": {"ours": ours, "other": theirs},
+                "first_epoch_seconds": first,
+            }
             found.append(row)
-            say(f"{paired(row)}  {statistics.median(ours):.3f} : {statistics.median(theirs):.3f}")
+            say(f"{paired(row)}  {statistics.median(ours):.3f} : {statistics.median(theirs):.3f}, first epoch {first:.0f} s")
     return found
