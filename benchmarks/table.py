@@ -89,8 +89,7 @@ def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> 
             row[side][phase] = {
                 "processor_seconds_an_image": processor / case.images,
                 "wall_seconds_an_image": statistics.median(each[f"{phase}_wall"] for each in epochs) / case.images,
-                "denoiser_share": within[side][phase]["denoiser"] / processor if processor > 1e-3 else None,
-                "decoder_share": within[side][phase]["decoder"] / processor if processor > 1e-3 else None,
+                **within[side][phase],
                 "gflop_an_image": sum(counted[side][phase].values()) / case.images / 1e9,
                 "floor_seconds_an_image": floor / case.images,
                 "of_the_floor": processor / floor if floor else None,
@@ -98,18 +97,18 @@ def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> 
     return row
 
 
-def peaks(case: Case, processes: int) -> dict[str, float]:
-    """Peak memory of an epoch of each side above what the imports take, in bytes: the median of processes that do nothing else."""
+def peaks(case: Case, processes: int) -> dict[str, list[float]]:
+    """Peak memory of an epoch of each side above what the imports take, in bytes, of processes that do nothing else, from the least."""
     with remote(lambda: Ours(case)) as (first,):
         first.ask("given")
-    found = dict[str, float]()
+    found = dict[str, list[float]]()
     for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
         each = []
         for _ in range(processes):
             with remote(make) as (only,):
                 only.ask("epoch")
                 each.append(only.ask("memory"))
-        found[side] = statistics.median(each)
+        found[side] = sorted(each)
     return found
 
 
@@ -165,8 +164,8 @@ def heading(rates: dict[str, float]) -> str:
 def line(row: dict[str, Any]) -> str:
     ours, plain = (sum(row[side][phase]["processor_seconds_an_image"] for phase in PHASES) for side in SIDES)
     phases = [row["ours"][phase] for phase in PHASES]
-    share = " ".join("   -" if each["denoiser_share"] is None else f"{each['denoiser_share']:4.0%}" for each in phases)
+    share = " ".join(f"{each['denoiser_share']:4.0%}" if "denoiser_share" in each else "   -" for each in phases)
     floor = " ".join("   -" if each["of_the_floor"] is None else f"{each['of_the_floor']:4.1f}" for each in phases)
-    memory = f"{row['peak_bytes']['ours'] / 1e6:.0f} : {row['peak_bytes']['plain'] / 1e6:.0f}" if row["peak_bytes"] else "-"
+    memory = " : ".join(f"{statistics.median(each) / 1e6:.0f}" for each in row["peak_bytes"].values()) or "-"
     interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
     return f"{row['name']:<40}{row['ratio']:>6.3f}  {interval:<15}{ours:>9.3f}{plain:>8.3f}  {share:<16}{floor:<14}{memory}"

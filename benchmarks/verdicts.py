@@ -49,13 +49,12 @@ def missed(found: dict[str, Any]) -> list[str]:
         if name in there and not there[name]["high"] <= most:
             said.append(f"{name}: the ratio's upper end is {there[name]['high']:.3f}, at most {most} is wanted")
     for name, row in there.items():
-        if (peak := row.get("peak_bytes")) and peak["ours"] > peak["plain"]:
-            said.append(f"{name}: peak memory {peak['ours'] / 1e6:.0f} MB, the plain loop's is {peak['plain'] / 1e6:.0f} MB")
+        # what the allocator leaves unused differs between processes of one program: what is above is above in each of them
+        if (peak := row.get("peak_bytes")) and (least := min(peak["ours"])) > (most := max(peak["plain"])):
+            said.append(f"{name}: peak memory at least {least / 1e6:.0f} MB, the plain loop's at most {most / 1e6:.0f} MB")
         for phase in ("rollout", "update"):
             spent = row.get("ours", {}).get(phase, {})
-            if (share := spent.get("denoiser_share")) is None:
-                continue
-            if share < (least := WANTED["denoiser_share"]):
+            if (share := spent.get("denoiser_share", 1.0)) < (least := WANTED["denoiser_share"]):
                 besides = f"and {spent['decoder_share']:.0%} in the VAE's decoder"
                 said.append(f"{name}: {share:.0%} of the {phase} is in the denoiser ({besides}), at least {least:.0%} is wanted")
         if row.get("speedup", math.inf) < WANTED["speedup"]:

@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 import verdicts  # noqa: E402
 from picture import draw  # noqa: E402
 from scaling import off_the_curve  # noqa: E402
-from sides import PAIRED, Case, Clock, Ours, Usual, given, taken  # noqa: E402
+from sides import PAIRED, Case, Ours, Usual, given, taken  # noqa: E402
 from switches import switched  # noqa: E402
 from table import METHODS, cases, heading, line  # noqa: E402
 from watch import inside, operations  # noqa: E402
@@ -109,13 +109,11 @@ def test_an_epoch_is_timed_and_its_denoisers_seconds_and_operations_are_found(pi
     for side in (ours, usual):
         times = side.epoch()
         assert all(times[f"{phase}_{kind}"] > 0 for phase in ("rollout", "update") for kind in ("wall", "processor"))
-        clock = Clock()
-        with clock.on("whole"):
-            within = inside(side)
+        within = inside(side)
         assert min(within["rollout"].values()) > 0
-        assert within["update"]["denoiser"] > 0
-        assert within["update"]["decoder"] == 0  # DDPO's update needs no image
-        assert sum(sum(each.values()) for each in within.values()) < clock.seconds["whole_processor"]  # no second is counted twice
+        assert within["update"]["denoiser_share"] > 0
+        assert within["update"]["decoder_share"] == 0  # DDPO's update needs no image
+        assert all(sum(each.values()) < 1 for each in within.values())  # no second is counted twice
     one, other = operations(ours), operations(usual)
     assert one["rollout"]["convolution"] == other["rollout"]["convolution"] > 0
     assert one["update"]["convolution"] == other["update"]["convolution"] > 0  # the same arithmetic, in other portions
@@ -150,7 +148,7 @@ def test_a_ratio_that_has_changed_is_said_and_one_that_has_not_is_not() -> None:
 
 
 def test_what_a_full_run_must_reach_is_said_where_it_does_not() -> None:
-    row = {"name": "ddpo lora, micro-batch 4", "high": 1.001, "peak_bytes": {"ours": 2e6, "plain": 1e6}}
+    row = {"name": "ddpo lora, micro-batch 4", "high": 1.001, "peak_bytes": {"ours": [3e6, 5e6], "plain": [1e6, 2e6]}}
     row["ours"] = {"rollout": {"denoiser_share": 0.9, "decoder_share": 0.0}, "update": {"denoiser_share": 0.8, "decoder_share": 0.1}}
     grown = {"steps": {"off_the_curve": 0.02, "peak_bytes": [100e6, 104e6, 106e6]}, "rank": {"off_the_curve": 0.11}}
     found = {
@@ -162,7 +160,7 @@ def test_what_a_full_run_must_reach_is_said_where_it_does_not() -> None:
     }
     assert verdicts.missed(found) == [
         "ddpo lora, micro-batch 4: the ratio's upper end is 1.001, at most 1.0 is wanted",
-        "ddpo lora, micro-batch 4: peak memory 2 MB, the plain loop's is 1 MB",
+        "ddpo lora, micro-batch 4: peak memory at least 3 MB, the plain loop's at most 2 MB",
         "ddpo lora, micro-batch 4: 80% of the update is in the denoiser (and 10% in the VAE's decoder), at least 85% is wanted",
         "a sweep: 1.60 times as fast, 1.7 is wanted",
         "rank: 11% off its curve, at most 10% is wanted",
