@@ -198,6 +198,24 @@ def test_a_config_says_so_and_the_run_is_the_same_run() -> None:
     assert all(network._compiled_call_impl is not None for network in compiled.copies.values())
 
 
+@pytest.mark.parametrize(
+    ("words", "fused"), [([], True), (["+method.optimizer.fused=false"], False), (["+method.optimizer.foreach=true"], None)]
+)
+def test_the_optimizer_is_fused_unless_the_config_says_otherwise(words: list[str], fused: bool | None) -> None:
+    steps = []
+    for more in ([], ["+method.optimizer.fused=false"], words):
+        method = Experiment.build(compose(["adapter=lora", "epochs=1", *more]).config).method
+        optimizer, parameters = method.configure_optimizers(), list(method.policy.trainable().values())
+        for number in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator(number, "gradient"))
+            optimizer.step()
+        steps.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert [group["fused"] for group in optimizer.param_groups] == [fused]
+    for other in steps[1:]:
+        torch.testing.assert_close(other, steps[0], rtol=1e-6, atol=1e-8)
+
+
 def test_no_gradient_is_held_while_the_next_images_are_made() -> None:
     words = ["reward=jpeg_compressibility", "eval=plain", "epochs=1", "method.images=8", "method.batch=8", "sampler.steps=3"]
     experiment, held = Experiment.build(compose(words).config), list[bool]()
