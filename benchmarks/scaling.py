@@ -50,7 +50,7 @@ def scaling(folder: Path, extent: str) -> dict[str, Any]:
                 "lora",
                 numbers["images"],
                 numbers["steps"],
-                WANTED["micro_batch"],
+                WANTED["grown"]["micro_batch"],
                 rank=numbers["rank"],
             )
             with remote(lambda case=case: Ours(case)) as (ours,):

@@ -12,7 +12,7 @@ from verdicts import WANTED, paired, ratio
 
 def switches(folder: Path, extent: str) -> list[dict[str, Any]]:
     """By turns, on one thread; the first epoch of each side warms up, and compiles."""
-    case, found = Case(folder, "ddpo", "lora", **WANTED["switched"], micro_batch=WANTED["micro_batch"]), []
+    case, found = Case(folder, "ddpo", "lora", **WANTED["switched"]), []
     say("\nwith a switch : without, processor seconds")
     for name, words in WANTED["switches"].items():
         with remote(lambda words=words: Ours(replace(case, words=tuple(words)))) as (one,), remote(lambda: Ours(case)) as (other,):

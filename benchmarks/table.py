@@ -27,10 +27,10 @@ def cases(folder: Path, extent: str) -> list[tuple[Case, int]]:
         for adapter in WANTED["adapters"][extent]:
             images, steps = WANTED["images"][method], WANTED["steps"][extent].get(method, 1)
             case = Case(folder, method, adapter, images, steps, WANTED["micro_batch"], WANTED["rows"])
-            smaller = WANTED["plain_micro_batch"].get(method, []) if extent == "full" else []
-            found += [(case, micro_batch) for micro_batch in smaller or [case.micro_batch]]
+            plain = WANTED["plain_micro_batch"]
+            found += [(case, micro_batch) for micro_batch in plain.get(extent, {}).get(method, plain["else"])]
             if extent == "full" and method in WANTED["later"]:
-                found.append((replace(case, later=True), case.micro_batch))
+                found += [(replace(case, later=True), micro_batch) for micro_batch in plain["else"]]
     return found
 
 
@@ -45,7 +45,10 @@ def held(case: Case, theirs: int) -> dict[str, float]:
         ours.ask("given")
         with remote(lambda: usual(replace(short, micro_batch=theirs))) as (plain,):
             plain.ask("exact")
-            ours.ask("taken"), plain.ask("taken")
+            for side in (ours, plain):
+                side.begin("taken")
+            for side in (ours, plain):
+                side.pipe.recv()
     with remote(lambda: Apart(case.folder)) as (only,):
         between = only.ask("epoch")
     for what, far in between.items():
@@ -103,12 +106,12 @@ def peaks(case: Case, processes: int) -> dict[str, list[float]]:
         first.ask("given")
     found = dict[str, list[float]]()
     for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
-        each = []
-        for _ in range(processes):
-            with remote(make) as (only,):
-                only.ask("epoch")
-                each.append(only.ask("memory"))
-        found[side] = sorted(each)
+        with remote(*[make] * processes) as several:
+            for each in several:
+                each.begin("epoch")
+            for each in several:
+                each.pipe.recv()
+            found[side] = sorted(each.ask("memory") for each in several)
     return found
 
 
@@ -119,11 +122,10 @@ def table(folder: Path, extent: str) -> dict[str, Any]:
     found = []
     for case, theirs in cases(folder, extent):
         row = measured(case, theirs, WANTED["repeats"][extent], rates)
-        if case.later:
-            row["peak_bytes"] = {}
-        else:  # at one micro-batch; memory does not grow with steps (scaling.py), so that three are enough
-            even = replace(case, micro_batch=theirs, rows=None, steps=min(case.steps, 3))
-            row["peak_bytes"] = peaks(even, WANTED["peaks"][extent])
+        row["peak_bytes"] = {}
+        if (several := WANTED["peaks"][extent]) and not case.later:
+            # at one micro-batch; memory does not grow with steps (scaling.py), so that three are enough
+            row["peak_bytes"] = peaks(replace(case, micro_batch=theirs, rows=None, steps=min(case.steps, 3)), several)
         found.append(row)
         say(line(row))
     return {"rates": rates, "rows": found}
