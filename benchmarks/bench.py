@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py                     # all, at most 40 minutes on 2 cores; writes benchmarks/results/<machine>.json
     python benchmarks/bench.py --quick             # LoRA alone, three repeats, at most 5 minutes; writes nothing
-    python benchmarks/bench.py --only table        # one part: table, switches, processes, scaling, startup, sweep
+    python benchmarks/bench.py --only table        # one part, measured again: table, switches, processes, scaling, startup, sweep
 
 Both sides take the same optimiser steps on a small pipeline of SD's shape (losses and gradients are held to 1e-5 first), by turns, in
 processes of their own with one thread. A ratio is ours over the plain loop's; below 1 we are faster. What is measured, and what must be
@@ -55,15 +55,15 @@ def main() -> int:
         for name, part in PARTS.items():
             if name in options.only if options.only else not (options.quick and name in FULL_ONLY):
                 found[name] = part(Path(work), extent)
-    found |= {"seconds": round(time.time() - began), "torch": torch.__version__, "cores": os.cpu_count()}
-    if options.to.exists():
-        for change in changes(found, json.loads(options.to.read_text())):
-            say(f"changed: {change}")
-    if not options.quick and not options.only:
+    seconds, before = round(time.time() - began), json.loads(options.to.read_text()) if options.to.exists() else {}
+    for change in changes(found, before):
+        say(f"changed: {change}")
+    if not options.quick:
+        whole = before | found if options.only else {**found, "seconds": seconds, "torch": torch.__version__, "cores": os.cpu_count()}
         options.to.parent.mkdir(exist_ok=True)
-        options.to.write_text(json.dumps(found, indent=1) + "\n")
+        options.to.write_text(json.dumps(whole, indent=1) + "\n")
         say(f"\nwritten: {options.to}")
-    say(f"{found['seconds']} s")
+    say(f"{seconds} s")
     wanting = [] if options.quick else missed(found)
     for each in wanting:
         say(f"missed: {each}")
