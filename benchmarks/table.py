@@ -166,7 +166,7 @@ def heading(rates: dict[str, float]) -> str:
 def line(row: dict[str, Any]) -> str:
     ours, plain = (sum(row[side][phase]["processor_seconds_an_image"] for phase in PHASES) for side in SIDES)
     phases = [row["ours"][phase] for phase in PHASES]
-    share = " ".join(f"{each['denoiser_share']:4.0%}" if "denoiser_share" in each else "   -" for each in phases)
+    share = " ".join(f"{each['denoiser_share']:4.0%}" if each["of_the_floor"] else "   -" for each in phases)
     floor = " ".join("   -" if each["of_the_floor"] is None else f"{each['of_the_floor']:4.1f}" for each in phases)
     memory = " : ".join(f"{statistics.median(each) / 1e6:.0f}" for each in row["peak_bytes"].values()) or "-"
     interval = f"[{row['low']:.3f}, {row['high']:.3f}]"

@@ -47,15 +47,13 @@ class Watch:
 
 
 def inside(side: Side) -> dict[str, dict[str, float]]:
-    """Shares of the denoisers and of the decoder in the processor seconds of collecting, and of learning by hand, without a trainer;
-    none of a phase that runs no denoiser.
-    """
+    """Shares of the denoisers and of the decoder in the processor seconds of collecting, and of learning by hand, without a trainer."""
     found, watch = {}, Watch(side.networks(), side.decoder())
     for phase, work in {"rollout": side.collect, "update": lambda: side.update(watch.backward)}.items():
         watch.seconds, watch.decoding, began = 0.0, 0.0, time.process_time()
         work()
         whole = time.process_time() - began
-        found[phase] = {"denoiser_share": watch.seconds / whole, "decoder_share": watch.decoding / whole} if watch.seconds else {}
+        found[phase] = {"denoiser_share": watch.seconds / whole, "decoder_share": watch.decoding / whole}
     watch.close()
     return found
 
