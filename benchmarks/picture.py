@@ -26,7 +26,9 @@ def draw(found: dict[str, Any]) -> Figure:
                 left += width
         ratios.plot([row["low"], row["high"]], [at, at], color=PHASES["rollout"], linewidth=2)
         ratios.plot(row["ratio"], at, "o", color=PHASES["rollout"], markersize=5)
-        ratios.annotate(f"{row['ratio']:.2f}", (row["ratio"], at), (-6, 5), textcoords="offset points", fontsize=8, color="#444444")
+        ratios.annotate(
+            f"{row['ratio']:.2f}", (row["ratio"], at), (5, 5), textcoords="offset points", fontsize=8, color="#444444", ha="right"
+        )
     seconds.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     seconds.set_xlabel("processor seconds an image: rollout, update (lighter)\nblue alignbench, grey the plain loop", fontsize=9)
     ratios.axvline(1, color="#888888", linewidth=0.8)
