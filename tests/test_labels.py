@@ -1,6 +1,8 @@
 """The labels of a person: the journal on its own, and the server over real sockets."""
 
+import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -384,22 +386,24 @@ def test_a_taken_port_is_said_in_one_line(tmp_path: Path, folder: Path, client: 
         Server(folder, 65536)
 
 
-def test_finish_ends_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finish_ends_the_command(folder: Path) -> None:
     journal = Journal(folder, read_items(folder))
     for group in range(4):
         journal.choose(group, None)
     journal.close()
     codes: list[int] = []
     command = threading.Thread(target=lambda: codes.append(serve(folder, 0, False)), daemon=True)
-    command.start()
-    said = ""
-    while "Ctrl-C stops; nothing is lost, the same command continues." not in said and command.is_alive():
-        said += capsys.readouterr().out
-    client = Client(int(re.findall(r"http://127\.0\.0\.1:(\d+)/", said)[0]))
-    assert client.post("/finish") == 200
-    command.join(timeout=20)
+    said, until = io.StringIO(), time.monotonic() + 60
+    with contextlib.redirect_stdout(said):  # only read here: what empties it between two lines loses one
+        command.start()
+        while "Ctrl-C stops; nothing is lost, the same command continues." not in said.getvalue():
+            assert command.is_alive() and time.monotonic() < until
+            time.sleep(0.01)
+        client = Client(int(re.findall(r"http://127\.0\.0\.1:(\d+)/", said.getvalue())[0]))
+        assert client.post("/finish") == 200
+        command.join(timeout=20)
     assert codes == [0]
-    assert "4 of 4 labelled" in capsys.readouterr().out
+    assert "4 of 4 labelled" in said.getvalue()
 
 
 def test_neither_torch_nor_anything_heavy_is_imported() -> None:
