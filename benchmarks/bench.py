@@ -58,7 +58,7 @@ def main() -> int:
     seconds, before = round(time.time() - began), json.loads(options.to.read_text()) if options.to.exists() else {}
     for change in changes(found, before):
         say(f"changed: {change}")
-    if not options.quick:
+    if not options.quick and (before or not options.only):
         whole = before | found if options.only else {**found, "seconds": seconds, "torch": torch.__version__, "cores": os.cpu_count()}
         options.to.parent.mkdir(exist_ok=True)
         options.to.write_text(json.dumps(whole, indent=1) + "\n")
