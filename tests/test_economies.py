@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import FULL, LORA, SANDBOX
 from diffusers import UNet2DConditionModel
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from methods_zoo import Hill, made, moved, prompts_of
 from torch import Tensor, nn
 
@@ -231,6 +231,40 @@ def test_no_gradient_is_held_while_the_next_images_are_made() -> None:
     trainer.fit(method, Rollouts(collect, len(method.updates)))
     assert held == [False, False]
     assert any(not torch.equal(parameter, before[name]) for name, parameter in method.policy.trainable().items())
+
+
+def test_an_epochs_means_are_over_its_own_batches_and_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["reward=jpeg_compressibility", "eval=plain", "epochs=1", "method.images=8", "method.batch=8", "sampler.steps=3"]
+    experiment = Experiment.build(compose([*words, "trainer.micro_batch=4"]).config)
+    method, seen, epochs = experiment.method, list[tuple[float, int]](), list[tuple[dict[str, float], dict[str, float]]]()
+    loss = method.loss
+
+    def watched(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        found, _ = loss(batch)
+        seen.append((found.item(), len(batch)))
+        return found, {"number": torch.tensor(float(len(seen)))} | ({"first": torch.tensor(7.0)} if len(seen) == 1 else {})
+
+    class Ended(Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            batches = list(enumerate(seen, 1))[-len(method.updates) :]
+            rows = sum(size for _, (_, size) in batches)
+            mean = sum(value * size for _, (value, size) in batches) / rows, sum(number * size for number, (_, size) in batches) / rows
+            epochs.append((method.learned(), dict(zip(("loss", "number"), mean, strict=True))))
+
+    def collect() -> list[Any]:
+        sizes = zip(experiment.collect(), (1, 4), strict=True)  # a method's own batches are of one size
+        return [batch.each(lambda column, size=size: column[:size]) for batch, size in sizes]
+
+    monkeypatch.setattr(method, "loss", watched)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=2, accumulate_grad_batches=method.updates.accumulate, callbacks=[Ended()], **quiet)
+    trainer.fit(method, Rollouts(collect, len(method.updates)))
+    assert [size for _, size in seen] == [1, 4, 1, 4]
+    for found, expected in epochs:
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert ["first" in found for found, _ in epochs] == [True, False]
+    assert epochs[0][0]["first"] == 7
+    assert set(method.collected) < set(epochs[1][0])
 
 
 @pytest.mark.parametrize("keeps", [True, False])

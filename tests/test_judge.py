@@ -125,7 +125,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def fit(method: DDPO, epochs: int, folder: Path, resume: Path | None = None) -> list[dict[str, Any]]:
     """As a run does; the rows of its history."""
-    history = History(method.policy.model.meters, lambda: method.collected, lambda: ({}, []), 0, lambda rows: None)
+    history = History(method.policy.model.meters, method.learned, lambda: ({}, []), 0, lambda rows: None)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

@@ -104,7 +104,7 @@ def record(case: str, processes: int, folder: Path) -> dict[str, Any]:
     method = a_case(case, processes)
     seen.watch(method)
     meters = method.policy.model.meters
-    history = History(meters, lambda: method.collected, lambda: ({}, []), 0, lambda rows: None)
+    history = History(meters, method.learned, lambda: ({}, []), 0, lambda rows: None)
     epochs = -(-UPDATES * method.updates.accumulate // len(method.updates))
     options = {"strategy": DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)} if processes > 1 else {}
     options |= {"devices": processes}

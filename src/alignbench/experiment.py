@@ -119,7 +119,7 @@ class Experiment:
         prompts: Prompts = made(config["dataset"])  # first: a wrong file is found before weights are loaded
         if lacking := too_few(prompts, config["eval"], trains=trains and bool(config["epochs"])):
             raise ValueError(lacking)
-        torch.manual_seed(config["seed"])  # adapters' initial weights; everything later is keyed by rng.py
+        torch.default_generator.manual_seed(config["seed"])  # adapters' initial weights, on the CPU; everything later is keyed by rng.py
         model: Diffusion = made(arguments("model", config["model"]))
         if pixels := config["eval"].get("pixels"):
             model.latent(pixels, "eval.pixels")  # a size that cannot be is said before training, not after

@@ -35,6 +35,13 @@ def gathered(part: Tensor, count: int) -> Tensor:
     return torch.cat(parts)[:count].to(part.device)
 
 
+def summed(value: Tensor) -> Tensor:
+    """The sum of the processes' tensors; all take part."""
+    if world() > 1:
+        distributed.all_reduce(value)
+    return value
+
+
 def agree(failure: Exception | None) -> None:
     """Raise here what failed here or, with its message, what failed in another process; all processes take part."""
     if world() > 1:

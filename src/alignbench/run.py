@@ -79,7 +79,7 @@ def execute(composed: Composed) -> int:
             record.metrics(rows)
             tracker.log(rows)
 
-        history = History(experiment.model.meters, lambda: experiment.method.collected, experiment.validate, config["eval"]["every"], write)
+        history = History(experiment.model.meters, experiment.method.learned, experiment.validate, config["eval"]["every"], write)
         peak = Peak(last(composed).parent, AtomicCheckpointIO(composed.hash), history, experiment.choosers, config["eval"]["patience"])
         trainer = trainer_of(experiment, composed, history, peak)
         experiment.attach(trainer)

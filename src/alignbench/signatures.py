@@ -135,7 +135,7 @@ def _source(module: str) -> ast.Module:
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         if last and part.isidentifier() and (folder / f"{part}.py").is_file():
-            return ast.parse((folder / f"{part}.py").read_text(encoding="utf-8"))
+            return _parsed(folder / f"{part}.py")
         if not part.isidentifier() or not (folder / part).is_dir():
             found = [each.stem for each in folder.iterdir() if not each.stem.startswith("_") and (each.suffix == ".py" or each.is_dir())]
             above = ".".join([top, *parts[:index]])
@@ -143,7 +143,16 @@ def _source(module: str) -> ast.Module:
         folder = folder / part
     if not (folder / "__init__.py").is_file():
         raise ValueError(f"{module} is a folder without a module")
-    return ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+    return _parsed(folder / "__init__.py")
+
+
+def _parsed(file: Path) -> ast.Module:
+    """Without what its functions do, which is 5 MB of the forty modules whose trees stay as long as a run does."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for each in ast.walk(tree):
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+            each.body = []
+    return tree
 
 
 def _classes(module: str) -> dict[str, ast.ClassDef]:

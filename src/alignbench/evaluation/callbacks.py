@@ -23,14 +23,14 @@ class History(Callback):
     def __init__(
         self,
         meters: Meters,
-        collected: Callable[[], dict[str, float]],
+        learned: Callable[[], dict[str, float]],
         validate: Callable[[], tuple[dict[str, float], list[Row]]],
         every: int,
         write: Callable[[list[Row]], None],
     ):
-        """collected: what the method says of its last collection; validate: scores the policy on validation prompts, `every` so many epochs
+        """learned: what the method says of its last epoch; validate: scores the policy on validation prompts, `every` so many epochs
         (0: never), and gives the means and a row an image; write: stores all rows but those of images."""
-        self.meters, self.collected, self.validate, self.every, self.write = meters, collected, validate, every, write
+        self.meters, self.learned, self.validate, self.every, self.write = meters, learned, validate, every, write
         self.rows: list[Row] = []
         self.images: list[Row] = []  # of every validation, with its epoch
 
@@ -40,8 +40,7 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, method: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        self._add("train", epoch, {**logged, **self.collected()})
+        self._add("train", epoch, self.learned())
         if self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs or trainer.should_stop):
             self._validate(epoch)
 
