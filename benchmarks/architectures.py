@@ -119,7 +119,7 @@ def small(folder: Path, size: int) -> None:
     """Latents [4,size,size], images four times as large."""
     StableDiffusionPipeline(
         vae=AutoencoderKL(
-            block_out_channels=(24, 40, 48),
+            block_out_channels=(16, 24, 32),
             down_block_types=["DownEncoderBlock2D"] * 3,
             up_block_types=["UpDecoderBlock2D"] * 3,
             latent_channels=4,

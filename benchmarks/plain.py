@@ -40,7 +40,7 @@ class Plain:
     device: str = "cpu"
     autocast: bool = False  # bf16
     data: dict[str, Any] = field(default_factory=dict)
-    backward: Callable[[Tensor], None] = Tensor.backward
+    backward: Callable[[Tensor], None] = lambda loss: loss.backward()
 
     def __post_init__(self) -> None:
         for log in (of_diffusers, of_transformers):

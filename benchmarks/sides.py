@@ -1,5 +1,6 @@
 """alignbench and the plain loop on one piece of work: what each does an epoch, timed, and where it spends it."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ class Case:
             f"model.path={self.folder}",
             *(["model.init=null"] if model != "sandbox" else ["sampler.deterministic=0", f"sampler.steps={self.steps}", "guidance=5"]),
             "recipe=none",
+            "dataset=animals",  # ddpo-pytorch's
             f"reward={REWARD.get(self.method, 'brightness')}",
             f"adapter={self.adapter}",
             f"lora.rank={self.rank}",
@@ -86,6 +88,8 @@ class Case:
 
 
 class Side(Protocol):
+    clock: "Clock"  # of the last epoch
+
     def exact(self) -> None:
         """From here on in float64."""
 
@@ -93,23 +97,25 @@ class Side(Protocol):
     def update(self, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """By hand, without a trainer; the gradients [of every weight by name] before they are clipped."""
 
-    def epoch(self) -> dict[str, float]:
-        """An epoch from the same start, in seconds of the wall and of the processor, of collecting and of learning."""
+    def epoch(self, count: int = 1) -> dict[str, float]:
+        """So many epochs from the same start, in seconds of the wall and of the processor, of collecting and of learning."""
 
     def networks(self) -> list[nn.Module]: ...
     def decoder(self) -> nn.Module: ...
 
 
 class Clock:
-    """Seconds by name, of the wall and of this process' processors."""
+    """Seconds by name, of the wall and of this process' processors, and when each name was over."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.until: dict[str, float] = {}
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
         wall, processor = time.perf_counter(), time.process_time()
         yield
+        self.until[name] = time.process_time()
         self.seconds[f"{name}_wall"] = self.seconds.get(f"{name}_wall", 0.0) + time.perf_counter() - wall
         self.seconds[f"{name}_processor"] = self.seconds.get(f"{name}_processor", 0.0) + time.process_time() - processor
 
@@ -120,6 +126,7 @@ class Ours:
     def __init__(self, case: Case, strategy: str = "auto"):
         self.case, self.strategy = case, strategy
         config = compose(case.all_words).config
+        gc.collect()  # a run composes before torch is imported, and Python soon clears up after it; among so many objects it never would
         settle(config | {"trainer": config["trainer"] | {"threads": 0}})  # as a run does; how many threads, the benchmark says
         self.experiment = Experiment.build(config)
         self.method, model = self.experiment.method, self.experiment.model
@@ -173,8 +180,8 @@ class Ours:
                 optimizer.zero_grad()
         return found
 
-    def epoch(self) -> dict[str, float]:
-        clock = Clock()
+    def epoch(self, count: int = 1) -> dict[str, float]:
+        clock = self.clock = Clock()
 
         def collect() -> Any:
             with clock.on("rollout"):
@@ -182,7 +189,7 @@ class Ours:
 
         self.reset()
         over = Over()
-        settings = arguments("trainer", self.experiment.config["trainer"]) | {"max_epochs": 1, "strategy": self.strategy}
+        settings = arguments("trainer", self.experiment.config["trainer"]) | {"max_epochs": count, "strategy": self.strategy}
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         trainer = made(settings, accumulate_grad_batches=self.method.updates.accumulate, callbacks=[over], **quiet)
         trainer.fit(self.method, Rollouts(collect, len(self.method.updates)))
@@ -190,12 +197,12 @@ class Ours:
 
 
 class Over(Callback):
-    """What an epoch of a trainer takes from its start to its end."""
+    """What a trainer's epochs take, from the start of the first to the end of the last."""
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_start(self, *_: Any) -> None:
         self.began = time.perf_counter(), time.process_time()
 
-    def on_train_epoch_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self.seconds = {"wall": time.perf_counter() - self.began[0], "processor": time.process_time() - self.began[1]}
 
 
@@ -234,6 +241,9 @@ class Usual:
 
     def collect(self) -> None:
         self.reset()
+        self._collect()
+
+    def _collect(self) -> None:
         if self.case.method == "di_star":
             return
         start = None
@@ -251,26 +261,27 @@ class Usual:
             self.plain.update()
 
     def update(self, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        usual, found = self.plain.apply, {}
+        usual, found = (self.plain.apply, self.plain.backward), {}
 
         def apply() -> None:
             for network in self.plain.networks.values():
                 found.update({name: each.grad.clone() for name, each in network.named_parameters() if each.grad is not None})
-            usual()
+            usual[0]()
 
         self.plain.backward, self.plain.apply = backward, apply  # type: ignore[method-assign]
         try:
             self._learn()
         finally:
-            self.plain.backward, self.plain.apply = Tensor.backward, usual  # type: ignore[method-assign]
+            self.plain.apply, self.plain.backward = usual  # type: ignore[method-assign]
         return found
 
-    def epoch(self) -> dict[str, float]:
-        clock = Clock()
-        with clock.on("rollout"):
-            self.collect()
-        with clock.on("update"):
-            self._learn()
+    def epoch(self, count: int = 1) -> dict[str, float]:
+        clock = self.clock = Clock()
+        for number in range(count):
+            with clock.on("rollout"):
+                self._collect() if number else self.collect()
+            with clock.on("update"):
+                self._learn()
         return clock.seconds
 
 

@@ -4,21 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from remote import remote, say
+from remote import remote, say, together
 from sides import Case, Ours
 from table import PHASES, total
 from verdicts import WANTED, paired, ratio
 
 
 def switches(folder: Path, extent: str) -> list[dict[str, Any]]:
-    """By turns, on one thread; the first epoch of each side warms up, and compiles."""
+    """On one core; the first epoch of each side warms up, and compiles."""
     case, found = Case(folder, "ddpo", "lora", **WANTED["switched"]), []
     say("\nwith a switch : without, processor seconds")
     for name, words in WANTED["switches"].items():
-        with remote(lambda words=words: Ours(replace(case, words=tuple(words)))) as (one,), remote(lambda: Ours(case)) as (other,):
-            first, _ = one.ask("epoch"), other.ask("epoch")
-            turns = [(one.ask("epoch"), other.ask("epoch")) for _ in range(WANTED["repeats"]["switches"])]
-            memory = one.ask("memory"), other.ask("memory")
+        with remote(lambda words=words: Ours(replace(case, words=tuple(words))), lambda: Ours(case), core=-1) as sides:
+            first, _ = (each.ask("epoch") for each in sides)
+            turns = [together(sides) for _ in range(WANTED["repeats"]["switches"])]
+            memory = [each.ask("memory") for each in sides]
         row: dict[str, Any] = {"name": name, **ratio(*([total(each[side], "processor") for each in turns] for side in (0, 1)))}
         for phase in PHASES:
             row[phase] = ratio(*([each[side][f"{phase}_processor"] for each in turns] for side in (0, 1)))

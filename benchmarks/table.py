@@ -1,4 +1,4 @@
-"""Every method, LoRA and full: alignbench against the plain loop, by turns, in processes of their own with one thread."""
+"""Every method, LoRA and full: alignbench against the plain loop, in processes of their own that share one core."""
 
 import statistics
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 import machine_rate
 import numpy as np
-from remote import remote, say, usual
+from remote import Remote, remote, say, together, usual
 from sides import Case, Ours, Usual
 from verdicts import WANTED, apart, ratio
 
@@ -20,95 +20,107 @@ def total(times: dict[str, float], kind: str) -> float:
     return times[f"rollout_{kind}"] + times[f"update_{kind}"]
 
 
-def cases(folder: Path, extent: str) -> list[tuple[Case, int]]:
-    """What is measured, with the plain loop's micro-batch; extent: full or quick."""
+def cases(folder: Path, extent: str) -> list[tuple[Case, list[int]]]:
+    """What is measured, with the plain loop's micro-batches; extent: full or quick."""
     found = []
     for method in METHODS:
         for adapter in WANTED["adapters"][extent]:
             images, steps = WANTED["images"][method], WANTED["steps"][extent].get(method, 1)
             case = Case(folder, method, adapter, images, steps, WANTED["micro_batch"], WANTED["rows"])
-            plain = WANTED["plain_micro_batch"]
-            found += [(case, micro_batch) for micro_batch in plain.get(extent, {}).get(method, plain["else"])]
+            found.append((case, WANTED["plain_micro_batch"][extent]))
             if extent == "full" and method in WANTED["later"]:
-                found += [(replace(case, later=True), micro_batch) for micro_batch in plain["else"]]
+                found.append((replace(case, later=True), WANTED["later"][method]))
     return found
 
 
-def held(case: Case, theirs: int) -> dict[str, float]:
-    """How far losses and gradients of both sides lie apart, over two steps in float64; raises SystemExit.
+def held(case: Case, theirs: list[int]) -> dict[int, dict[str, float]]:
+    """How far losses and gradients of both sides lie apart, over two steps in float64, by the plain loop's micro-batch; raises SystemExit.
 
     In fp32 the size of a forward pass alone changes a gradient by 2e-5 of its length.
     """
-    short = replace(case, steps=min(case.steps, 2))
+    short, found = replace(case, steps=min(case.steps, 2)), {}
     with remote(lambda: Ours(short)) as (ours,):
         ours.ask("exact")
         ours.ask("given")
-        with remote(lambda: usual(replace(short, micro_batch=theirs))) as (plain,):
-            plain.ask("exact")
-            for side in (ours, plain):
-                side.begin("taken")
-            for side in (ours, plain):
-                side.pipe.recv()
-    with remote(lambda: Apart(case.folder)) as (only,):
-        between = only.ask("epoch")
-    for what, far in between.items():
-        if far > WANTED["same"]:
-            raise SystemExit(f"{case.name}: the two sides' {what} differ by {far:.1e}; nothing is compared")
-    return between
+        ours.begin("taken")
+        for micro_batch in theirs:
+            with remote(lambda micro_batch=micro_batch: usual(replace(short, micro_batch=micro_batch))) as (plain,):
+                plain.ask("exact")
+                plain.ask("taken")
+            if not found:
+                ours.pipe.recv()
+            with remote(lambda: Apart(case.folder)) as (only,):
+                found[micro_batch] = only.ask("epoch")
+    for micro_batch, between in found.items():
+        for what, far in between.items():
+            if far > WANTED["same"]:
+                name = replace(case, micro_batch=micro_batch).name
+                raise SystemExit(f"{name}: the two sides' {what} differ by {far:.1e}; nothing is compared")
+    return found
 
 
-def measured(case: Case, theirs: int, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
-    """alignbench at `case` against the plain loop at micro-batch `theirs`."""
-    other, between = replace(case, micro_batch=theirs), held(case, theirs)
-    with remote(lambda: Ours(case)) as (ours,):
+def measured(case: Case, theirs: list[int], repeats: int, rates: dict[str, float]) -> list[dict[str, Any]]:
+    """alignbench at `case` against the plain loop at each of the micro-batches `theirs`."""
+    between, others = held(case, theirs), [replace(case, micro_batch=micro_batch) for micro_batch in theirs]
+    with remote(lambda: Ours(case), core=-1) as (ours,):
         ours.ask("given")
-        with remote(lambda: usual(other)) as (plain,):
-            times: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-            for turn in range(repeats + 1):  # the first warms up
-                order = (("ours", ours), ("plain", plain)) if turn % 2 else (("plain", plain), ("ours", ours))
-                for name, side in order:
-                    found = side.ask("epoch")
-                    if turn:
-                        times[name].append(found)
-            within = {"ours": ours.ask("inside"), "plain": plain.ask("inside")}
-            counted = {"ours": ours.ask("operations"), "plain": plain.ask("operations")}
-    row: dict[str, Any] = {
-        "name": other.name,
-        "method": case.method,
-        "adapter": case.adapter,
-        "later": case.later,
-        "micro_batch": {"ours": {"images": case.micro_batch, "rows": case.rows}, "plain": theirs},
-        "images": case.images,
-        "steps": case.steps,
-        "apart": between,
-        **ratio(*([total(each, "processor") for each in times[side]] for side in SIDES)),
-        "wall": ratio(*([total(each, "wall") for each in times[side]] for side in SIDES)),
-    }
-    for side, epochs in times.items():
-        row[side] = {"repeats": [round(total(each, "processor") / case.images, 5) for each in epochs]}
+        with remote(*[lambda other=other: usual(other) for other in others], core=-1) as plain:
+            sides = [ours, *plain]
+            together(sides)  # warms up
+            times = list(zip(*(together(sides) for _ in range(repeats)), strict=True))
+            within, counted = [middle(ours), *(side.ask("inside") for side in plain)], [side.ask("operations") for side in sides]
+
+    def spent(index: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"repeats": [round(total(each, "processor") / case.images, 5) for each in times[index]]}
         for phase in PHASES:
-            processor = statistics.median(each[f"{phase}_processor"] for each in epochs)
-            floor = sum(counted[side][phase][kind] / rates[kind] for kind in rates)
-            row[side][phase] = {
+            processor = statistics.median(each[f"{phase}_processor"] for each in times[index])
+            floor = sum(counted[index][phase][kind] / rates[kind] for kind in rates)
+            row[phase] = {
                 "processor_seconds_an_image": processor / case.images,
-                "wall_seconds_an_image": statistics.median(each[f"{phase}_wall"] for each in epochs) / case.images,
-                **within[side][phase],
-                "gflop_an_image": sum(counted[side][phase].values()) / case.images / 1e9,
+                "wall_seconds_an_image": within[index][phase]["wall_seconds"] / case.images,
+                **{f"{who}_share": within[index][phase][f"{who}_share"] for who in ("denoiser", "decoder")},
+                "gflop_an_image": sum(counted[index][phase].values()) / case.images / 1e9,
                 "floor_seconds_an_image": floor / case.images,
                 "of_the_floor": processor / floor if floor else None,
             }
-    return row
+        return row
+
+    return [
+        {
+            "name": other.name,
+            "method": case.method,
+            "adapter": case.adapter,
+            "later": case.later,
+            "micro_batch": {"ours": {"images": case.micro_batch, "rows": case.rows}, "plain": other.micro_batch},
+            "images": case.images,
+            "steps": case.steps,
+            "apart": between[other.micro_batch],
+            **ratio(*([total(each, "processor") for each in times[which]] for which in (0, index))),
+            "ours": spent(0),
+            "plain": spent(index),
+        }
+        for index, other in enumerate(others, 1)
+    ]
+
+
+def middle(side: Remote) -> dict[str, dict[str, float]]:
+    """Of three epochs that are looked into, rollout and update each where the denoiser's share is the middle one."""
+    asked = [side.ask("inside") for _ in range(3)]
+    return {phase: sorted((each[phase] for each in asked), key=lambda each: each["denoiser_share"])[1] for phase in PHASES}
 
 
 def peaks(case: Case, processes: int) -> dict[str, list[float]]:
-    """Peak memory of an epoch of each side above what the imports take, in bytes, of processes that do nothing else, from the least."""
+    """Peak memory of two epochs of each side above what the imports take, in bytes, of processes that do nothing else, from the least.
+
+    Two, since from the second on a run holds its optimiser's state beside a pass's activations.
+    """
     with remote(lambda: Ours(case)) as (first,):
         first.ask("given")
     found = dict[str, list[float]]()
     for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
         with remote(*[make] * processes) as several:
             for each in several:
-                each.begin("epoch")
+                each.begin("two epochs")
             for each in several:
                 each.pipe.recv()
             found[side] = sorted(each.ask("memory") for each in several)
@@ -121,13 +133,14 @@ def table(folder: Path, extent: str) -> dict[str, Any]:
     say(heading(rates))
     found = []
     for case, theirs in cases(folder, extent):
-        row = measured(case, theirs, WANTED["repeats"][extent], rates)
-        row["peak_bytes"] = {}
-        if (several := WANTED["peaks"][extent]) and not case.later:
-            # at one micro-batch; memory does not grow with steps (scaling.py), so that three are enough
-            row["peak_bytes"] = peaks(replace(case, micro_batch=theirs, rows=None, steps=min(case.steps, 3)), several)
-        found.append(row)
-        say(line(row))
+        for row in measured(case, theirs, WANTED["repeats"][extent], rates):
+            row["peak_bytes"] = {}
+            if (several := WANTED["peaks"][extent]) and not case.later:
+                # at one micro-batch; memory does not grow with steps (scaling.py), so that two are enough
+                alike = replace(case, micro_batch=row["micro_batch"]["plain"], rows=None, steps=min(case.steps, 2))
+                row["peak_bytes"] = peaks(alike, several)
+            found.append(row)
+            say(line(row))
     return {"rates": rates, "rows": found}
 
 
