@@ -31,7 +31,7 @@ from sides import Case, Ours, given
 from startup import startup, sweep
 from switches import switches
 from table import table
-from verdicts import changes, missed
+from verdicts import WANTED, changes, missed
 
 from alignbench.compose import compose
 
@@ -45,7 +45,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="LoRA alone, three repeats, nothing has to be reached")
     parser.add_argument("--only", choices=list(PARTS), action="append", default=[])
     parser.add_argument("--to", type=Path, default=RESULTS / f"{machine_rate.name()}.json", help="where the results are written")
+    parser.add_argument("--rows", action="append", default=[], help="with --only table: rows whose names begin so, in the place of the old")
     options = parser.parse_args()
+    if options.rows and options.only != ["table"]:
+        parser.error("--rows is of the table: add --only table, and nothing else")
     warnings.filterwarnings("ignore")
     began, found, extent = time.time(), dict[str, Any](), "quick" if options.quick else "full"
     with tempfile.TemporaryDirectory() as work:
@@ -54,12 +57,16 @@ def main() -> int:
             warm(maker.ask("epoch"), Path(work))
         for name, part in PARTS.items():
             if name in options.only if options.only else not (options.quick and name in FULL_ONLY):
-                found[name] = part(Path(work), extent)
-    seconds, before = round(time.time() - began), json.loads(options.to.read_text()) if options.to.exists() else {}
-    for change in changes(found, before):
+                found[name] = table(Path(work), extent, options.rows) if name == "table" else part(Path(work), extent)
+    seconds, own = round(time.time() - began), json.loads(options.to.read_text()) if options.to.exists() else {}
+    for change in changes(found, own or another_machines()):
         say(f"changed: {change}")
-    if not options.quick and (before or not options.only):
-        whole = before | found if options.only else {**found, "seconds": seconds, "torch": torch.__version__, "cores": os.cpu_count()}
+    if options.rows and own:
+        again = {row["name"]: row for row in found["table"]["rows"]}
+        own["table"]["rows"] = [again.get(row["name"], row) for row in own["table"]["rows"]]
+        found["table"] = own["table"]
+    if not options.quick and (own or not options.only):
+        whole = own | found if options.only else {**found, "seconds": seconds, "torch": torch.__version__, "cores": os.cpu_count()}
         options.to.parent.mkdir(exist_ok=True)
         options.to.write_text(json.dumps(whole, indent=1) + "\n")
         say(f"\nwritten: {options.to}")
@@ -68,6 +75,15 @@ def main() -> int:
     for each in wanting:
         say(f"missed: {each}")
     return 1 if wanting else 0
+
+
+def another_machines() -> dict[str, Any]:
+    """Results to compare with where this machine has none committed: ratios travel better than seconds."""
+    path = next(iter(sorted(RESULTS.glob("*.json"))), None)
+    if path is None:
+        return {}
+    say(f"\nno results of this machine are committed: its ratios are compared with those of {path.stem}")
+    return json.loads(path.read_text())
 
 
 class Made:
@@ -89,11 +105,14 @@ class Made:
 
 
 def warm(modules: list[str], folder: Path) -> None:
-    """Import what any side imports, and read a config once, so that all have it from the start and nobody's memory counts it."""
+    """Import what any side imports, and read every method's config once: a run does so before its imports, so that its memory above what
+    they take holds neither.
+    """
     for name in modules:
         with suppress(ImportError):  # of some that are made while running, and have no file
             importlib.import_module(name)
-    compose(Case(folder, "ddpo", "lora", images=4, steps=1, micro_batch=4).all_words)
+    for method in WANTED["images"]:
+        compose(Case(folder, method, "lora", images=4, steps=1, micro_batch=4).all_words)
 
 
 if __name__ == "__main__":

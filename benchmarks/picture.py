@@ -29,6 +29,7 @@ def draw(found: dict[str, Any]) -> Figure:
         ratios.annotate(
             f"{row['ratio']:.2f}", (row["ratio"], at), (5, 5), textcoords="offset points", fontsize=8, color="#444444", ha="right"
         )
+    seconds.margins(y=0.01)
     seconds.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     seconds.set_xlabel("processor seconds an image: rollout, update (lighter)\nblue alignbench, grey the plain loop", fontsize=9)
     ratios.axvline(1, color="#888888", linewidth=0.8)

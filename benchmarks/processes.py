@@ -3,14 +3,14 @@
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from remote import remote, say, usual
+from remote import remote, say, sliced, usual
 from sides import Case, Ours, Side
-from table import total
 from torch import distributed
 from verdicts import WANTED, paired, ratio
 
@@ -51,23 +51,14 @@ def by_turns(case: Case, against: dict[str, tuple[Callable[[], Side], int]], ext
     """Two processes at `case` against each of the others, which has so many threads."""
     store, found = Path(tempfile.mkdtemp(dir=case.folder)) / "store", []
     with remote(*[lambda rank=rank: Half(replace(case, processes=2), rank, store) for rank in range(2)]) as both:
-
-        def shared() -> float:
-            for each in both:
-                each.begin("epoch")
-            return max(total(each.pipe.recv(), "wall") for each in both)
-
-        first = shared()
+        began = time.perf_counter()
+        sliced([both])
+        first = time.perf_counter() - began
         for name, (make, threads) in against.items():
-            with remote(make, threads=threads) as (other,):
-                turns = []
-                for turn in range(WANTED["repeats"][extent] + 1):  # the first warms up
-                    if turn % 2:
-                        ours, theirs = shared(), total(other.ask("epoch"), "wall")
-                    else:
-                        theirs, ours = total(other.ask("epoch"), "wall"), shared()
-                    turns.append((ours / case.images, theirs / case.images))
-            ours, theirs = (list(each) for each in zip(*turns[1:], strict=True))
+            with remote(make, threads=threads) as other:
+                sliced([both, other])  # warms up
+                turns = [[seconds / case.images for seconds in sliced([both, other])] for _ in range(WANTED["repeats"][extent])]
+            ours, theirs = (list(each) for each in zip(*turns, strict=True))
             row = {
                 "name": name,
                 **ratio(ours, theirs),

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -17,10 +19,8 @@ from sides import Case, Usual, given, taken
 FORK = multiprocessing.get_context("fork")
 
 
-def serve(pipe: Connection, make: Any, threads: int, core: int | None) -> None:
+def serve(pipe: Connection, make: Any, threads: int) -> None:
     """In a process of its own: make a side and answer what the parent asks for."""
-    if core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
     torch.set_num_threads(threads)
     before = watch.memory("RssAnon")
     side = make()
@@ -51,9 +51,9 @@ def serve(pipe: Connection, make: Any, threads: int, core: int | None) -> None:
 class Remote:
     """A side in a process of its own."""
 
-    def __init__(self, make: Any, threads: int, core: int | None):
+    def __init__(self, make: Any, threads: int):
         self.pipe, other = FORK.Pipe()
-        self.process = FORK.Process(target=serve, args=(other, make, threads, core), daemon=True)
+        self.process = FORK.Process(target=serve, args=(other, make, threads), daemon=True)
         self.process.start()
         other.close()
 
@@ -64,15 +64,17 @@ class Remote:
         self.begin(what)
         return self.pipe.recv()
 
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid or 0, number)
+
     def end(self) -> None:
         self.pipe.send("end")
         self.process.join()
 
 
 @contextmanager
-def remote(*makes: Any, threads: int = 1, core: int | None = None) -> Iterator[list[Remote]]:
-    """core: the one that all of them share, counted as Python counts a list; None: wherever they are put."""
-    found = [Remote(make, threads, core) for make in makes]
+def remote(*makes: Any, threads: int = 1) -> Iterator[list[Remote]]:
+    found = [Remote(make, threads) for make in makes]
     try:
         yield found
     finally:
@@ -80,13 +82,52 @@ def remote(*makes: Any, threads: int = 1, core: int | None = None) -> Iterator[l
             each.end()
 
 
-def together(sides: list[Remote]) -> list[dict[str, float]]:
-    """An epoch of each, all begun at once. On one core they take turns of a few milliseconds, so that what slows the machine down slows all
-    of them: of epochs one after the other the ratio is 18 % off here and there on a machine with others on it, of these 0.5 %.
-    """
+def each_of(sides: list[Remote], what: str) -> list[Any]:
+    """What each answers, all begun at once."""
     for each in sides:
-        each.begin("epoch")
+        each.begin(what)
     return [each.pipe.recv() for each in sides]
+
+
+def together(sides: list[Remote]) -> list[dict[str, float]]:
+    """An epoch of each, all begun at once on one core. There they take turns of a few milliseconds, so that what slows the machine down
+    slows all of them: of epochs one after the other, on a machine with others on it, a ratio is up to 18 % off, of these 0.5 to 3 %.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return [each.ask("epoch") for each in sides]
+    cores = os.sched_getaffinity(0)
+    for each in sides:
+        os.sched_setaffinity(each.process.pid or 0, {max(cores)})
+    try:
+        return each_of(sides, "epoch")
+    finally:
+        for each in sides:
+            os.sched_setaffinity(each.process.pid or 0, cores)
+
+
+def sliced(groups: list[list[Remote]], seconds: float = 0.05) -> list[float]:
+    """Seconds of the wall of an epoch of each group, which has the whole machine to itself: the others are stopped meanwhile. They take
+    turns of so many seconds, for the same reason as above.
+    """
+    spent, running = [0.0] * len(groups), list(range(len(groups)))
+    for group in groups:
+        for each in group:
+            each.begin("epoch")
+            each.signal(signal.SIGSTOP)
+    while running:
+        for index in list(running):
+            group, began = groups[index], time.perf_counter()
+            for each in group:
+                each.signal(signal.SIGCONT)
+            over = all(each.pipe.poll(max(0.0, began + seconds - time.perf_counter())) for each in group)
+            for each in group:
+                each.signal(signal.SIGCONT if over else signal.SIGSTOP)
+            spent[index] += time.perf_counter() - began
+            if over:
+                running.remove(index)
+                for each in group:
+                    each.pipe.recv()
+    return spent
 
 
 def usual(case: Case) -> Usual:

@@ -15,7 +15,7 @@ def switches(folder: Path, extent: str) -> list[dict[str, Any]]:
     case, found = Case(folder, "ddpo", "lora", **WANTED["switched"]), []
     say("\nwith a switch : without, processor seconds")
     for name, words in WANTED["switches"].items():
-        with remote(lambda words=words: Ours(replace(case, words=tuple(words))), lambda: Ours(case), core=-1) as sides:
+        with remote(lambda words=words: Ours(replace(case, words=tuple(words))), lambda: Ours(case)) as sides:
             first, _ = (each.ask("epoch") for each in sides)
             turns = [together(sides) for _ in range(WANTED["repeats"]["switches"])]
             memory = [each.ask("memory") for each in sides]

@@ -1,13 +1,14 @@
 """Every method, LoRA and full: alignbench against the plain loop, in processes of their own that share one core."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import machine_rate
 import numpy as np
-from remote import Remote, remote, say, together, usual
+from remote import Remote, each_of, remote, say, together, usual
 from sides import Case, Ours, Usual
 from verdicts import WANTED, apart, ratio
 
@@ -62,13 +63,13 @@ def held(case: Case, theirs: list[int]) -> dict[int, dict[str, float]]:
 def measured(case: Case, theirs: list[int], repeats: int, rates: dict[str, float]) -> list[dict[str, Any]]:
     """alignbench at `case` against the plain loop at each of the micro-batches `theirs`."""
     between, others = held(case, theirs), [replace(case, micro_batch=micro_batch) for micro_batch in theirs]
-    with remote(lambda: Ours(case), core=-1) as (ours,):
+    with remote(lambda: Ours(case)) as (ours,):
         ours.ask("given")
-        with remote(*[lambda other=other: usual(other) for other in others], core=-1) as plain:
+        with remote(*[lambda other=other: usual(other) for other in others]) as plain:
             sides = [ours, *plain]
             together(sides)  # warms up
             times = list(zip(*(together(sides) for _ in range(repeats)), strict=True))
-            within, counted = [middle(ours), *(side.ask("inside") for side in plain)], [side.ask("operations") for side in sides]
+            within, counted = [middle(ours), *each_of(plain, "inside")], each_of(sides, "operations")
 
     def spent(index: int) -> dict[str, Any]:
         row: dict[str, Any] = {"repeats": [round(total(each, "processor") / case.images, 5) for each in times[index]]}
@@ -119,20 +120,20 @@ def peaks(case: Case, processes: int) -> dict[str, list[float]]:
     found = dict[str, list[float]]()
     for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
         with remote(*[make] * processes) as several:
-            for each in several:
-                each.begin("two epochs")
-            for each in several:
-                each.pipe.recv()
+            each_of(several, "two epochs")
             found[side] = sorted(each.ask("memory") for each in several)
     return found
 
 
-def table(folder: Path, extent: str) -> dict[str, Any]:
+def table(folder: Path, extent: str, named: Sequence[str] = ()) -> dict[str, Any]:
+    """named: of the rows whose names begin so; all where nothing is given."""
     with remote(Rates) as (only,):
         rates = only.ask("epoch")
     say(heading(rates))
     found = []
     for case, theirs in cases(folder, extent):
+        if named and not case.name.startswith(tuple(named)):
+            continue
         for row in measured(case, theirs, WANTED["repeats"][extent], rates):
             row["peak_bytes"] = {}
             if (several := WANTED["peaks"][extent]) and not case.later:
