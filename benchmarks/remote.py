@@ -68,6 +68,7 @@ class Remote:
         os.kill(self.process.pid or 0, number)
 
     def end(self) -> None:
+        self.signal(signal.SIGCONT)  # where another side's failure has left this one stopped
         self.pipe.send("end")
         self.process.join()
 
