@@ -26,7 +26,7 @@ def cases(folder: Path, extent: str) -> list[tuple[Case, list[int]]]:
     found = []
     for method in METHODS:
         for adapter in WANTED["adapters"][extent]:
-            images, steps = WANTED["images"][method], WANTED["steps"][extent].get(method, 1)
+            images, steps = WANTED["images"][method], WANTED["steps"].get(method, 1)
             case = Case(folder, method, adapter, images, steps, WANTED["micro_batch"], WANTED["rows"])
             found.append((case, WANTED["plain_micro_batch"][extent]))
             if extent == "full" and method in WANTED["later"]:
