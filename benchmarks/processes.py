@@ -31,7 +31,7 @@ class Half:
 def processes(folder: Path, extent: str) -> list[dict[str, Any]]:
     """DDPO with LoRA on two processes of one thread: against one, and against the plain loop on two threads, by the wall."""
     wanted = WANTED["two_processes"]
-    case = Case(folder, "ddpo", "lora", wanted["images"][extent], wanted["steps"][extent], wanted["micro_batch"], wanted["rows"])
+    case = Case(folder, "ddpo", "lora", wanted["images"][extent], wanted["steps"], wanted["micro_batch"], wanted["rows"])
     with remote(lambda: Ours(case)) as (first,):
         first.ask("given")
     say("\ntwo processes, seconds of the wall an image")

@@ -1,8 +1,9 @@
 """Every method, LoRA and full: alignbench against the plain loop, in processes of their own that share one core."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +111,24 @@ def middle(side: Remote) -> dict[str, dict[str, float]]:
     return {phase: sorted((each[phase] for each in asked), key=lambda each: each["denoiser_share"])[1] for phase in PHASES}
 
 
-def peaks(case: Case, processes: int) -> dict[str, list[float]]:
-    """Peak memory of two epochs of each side above what the imports take, in bytes, of processes that do nothing else, from the least.
+def peaks(case: Case, theirs: list[int], processes: int) -> Iterator[dict[str, list[float]]]:
+    """Peak memory of two epochs of each side at each of the micro-batches `theirs`, above what the imports take, in bytes, of processes
+    that do nothing else, from the least.
 
-    Two, since from the second on a run holds its optimiser's state beside a pass's activations.
+    Two epochs, since from the second on a run holds its optimiser's state beside a pass's activations; of two steps, since memory does
+    not grow with them (scaling.py).
     """
-    with remote(lambda: Ours(case)) as (first,):
+    short = replace(case, steps=min(case.steps, 2))
+    with remote(lambda: Ours(short)) as (first,):
         first.ask("given")
-    found = dict[str, list[float]]()
-    for side, make in {"ours": lambda: Ours(case), "plain": lambda: usual(case)}.items():
-        with remote(*[make] * processes) as several:
-            each_of(several, "two epochs")
-            found[side] = sorted(each.ask("memory") for each in several)
-    return found
+    for micro_batch in theirs:
+        alike = replace(short, micro_batch=micro_batch, rows=None)
+        found = dict[str, list[float]]()
+        for side, make in {"ours": lambda alike=alike: Ours(alike), "plain": lambda alike=alike: usual(alike)}.items():
+            with remote(*[make] * processes) as several:
+                each_of(several, "two epochs")
+                found[side] = sorted(each.ask("memory") for each in several)
+        yield found
 
 
 def table(folder: Path, extent: str, named: Sequence[str] = ()) -> dict[str, Any]:
@@ -134,14 +140,11 @@ def table(folder: Path, extent: str, named: Sequence[str] = ()) -> dict[str, Any
     for case, theirs in cases(folder, extent):
         if named and not case.name.startswith(tuple(named)):
             continue
-        for row in measured(case, theirs, WANTED["repeats"][extent], rates):
-            row["peak_bytes"] = {}
-            if (several := WANTED["peaks"][extent]) and not case.later:
-                # at one micro-batch; memory does not grow with steps (scaling.py), so that two are enough
-                alike = replace(case, micro_batch=row["micro_batch"]["plain"], rows=None, steps=min(case.steps, 2))
-                row["peak_bytes"] = peaks(alike, several)
-            found.append(row)
-            say(line(row))
+        rows = measured(case, theirs, WANTED["repeats"][extent], rates)
+        memory = peaks(case, theirs, several) if (several := WANTED["peaks"][extent]) and not case.later else repeat({})
+        for row, bytes_held in zip(rows, memory, strict=False):
+            found.append(row | {"peak_bytes": bytes_held})
+            say(line(found[-1]))
     return {"rates": rates, "rows": found}
 
 
