@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,8 @@ def table(folder: Path, extent: str, named: Sequence[str] = ()) -> dict[str, Any
         if named and not case.name.startswith(tuple(named)):
             continue
         rows = measured(case, theirs, WANTED["repeats"][extent], rates)
-        memory = peaks(case, theirs, several) if (several := WANTED["peaks"][extent]) and not case.later else repeat({})
-        for row, bytes_held in zip(rows, memory, strict=False):
+        memory = peaks(case, theirs, several) if (several := WANTED["peaks"][extent]) and not case.later else [{}] * len(rows)
+        for row, bytes_held in zip(rows, memory, strict=True):
             found.append(row | {"peak_bytes": bytes_held})
             say(line(found[-1]))
     return {"rates": rates, "rows": found}
